@@ -157,32 +157,26 @@ def sample_groups(samples: Samples) -> np.ndarray:
 
 
 class CropClips:
-    """Face crops of some clips, decoded when a batch is read, and geometry if the head uses it."""
+    """Face crops of some clips, decoded when a batch is read."""
 
-    def __init__(
-        self, store: FeatureStore, labelling: Labelling, rows: np.ndarray, inputs: Inputs = "embeddings"
-    ):
-        """Raises UserError when the store has no crops, or lacks the requested stream or label column."""
+    def __init__(self, store: FeatureStore, labelling: Labelling, rows: np.ndarray):
+        """Raises UserError when the store has no crops, or lacks the label column."""
         if not store.has_crops:
             raise UserError(f"{store.path} has no crops: extract again with --crops jpeg")
         assert store.recipe.pixels is not None, "imported features have no crops"
-        _require_streams(store, inputs)
         table = store.table()
         self.rows = np.asarray(rows, np.int64)
         self.labels = _labels(table, labelling)[self.rows]
         self.clip_ids, self.subjects = table.clip_id[self.rows], table.subject[self.rows]
         self.valid = {"crops": np.nan_to_num(store.read_frames(self.rows)[..., 5]) > 0}
         self._store, self._crop_px = store, store.recipe.pixels.crop_px
-        self._geometry: np.ndarray | None = None
-        if inputs != "embeddings":
-            self._geometry, self.valid["geometry"] = store.read_stream("geometry", self.rows)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """(x, valid, labels): x["crops"] uint8 RGB (B,T,H,W,3), 0 without a face, and x["geometry"] if the
-        head uses it; valid (B,T) bool by stream; labels (B,) int64.
+        """(x, valid, labels): x["crops"] uint8 RGB (B,T,H,W,3), 0 without a face; valid["crops"] (B,T) bool;
+        labels (B,) int64.
 
         Raises UserError for a chunk that does not match its checksum, and for a crop of a wrong size.
         """
@@ -191,10 +185,11 @@ class CropClips:
         crops = np.zeros((len(indices), self._store.num_frames, size, size, 3), np.uint8)
         for position, index in enumerate(indices.tolist()):
             _decode_into(crops[position], self._store.read_crops(int(self.rows[index])), self.clip_ids[index])
-        x = {"crops": crops}
-        if self._geometry is not None:
-            x["geometry"] = self._geometry[indices]
-        return x, {name: mask[indices] for name, mask in self.valid.items()}, self.labels[indices]
+        return (
+            {"crops": crops},
+            {name: mask[indices] for name, mask in self.valid.items()},
+            self.labels[indices],
+        )
 
 
 def _decode_into(frames: np.ndarray, files: Sequence[bytes], clip_id: str) -> None:

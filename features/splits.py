@@ -397,7 +397,7 @@ def _assign(labels: np.ndarray, groups: np.ndarray, shares: Sequence[float], see
     if len(names) < len(shares):
         raise UserError(
             f"{len(names)} subjects (or videos) are too few for {len(shares)} separate subsets: "
-            "add recordings of other subjects, or use --folds"
+            "add recordings of other subjects, or use --design folds"
         )
     _, class_of = np.unique(labels, return_inverse=True)
     counts = np.zeros((len(names), class_of.max() + 1))

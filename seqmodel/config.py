@@ -9,6 +9,7 @@ from typing import Literal
 
 Inputs = Literal["embeddings", "geometry", "both"]
 Design = Literal["auto", "holdout", "folds"]
+Scheduler = Literal["cosine", "plateau", "none"]
 Metric = Literal["auto", "auroc", "macro_f1", "balanced_accuracy", "qwk"]
 
 METRIC_OF_TASK: dict[str, Literal["auroc", "macro_f1", "qwk"]] = {
@@ -21,48 +22,41 @@ METRIC_OF_TASK: dict[str, Literal["auroc", "macro_f1", "qwk"]] = {
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Architecture of a head."""
+    """Architecture of a head, which reads one stream."""
 
-    kind: Literal["lstm", "gru"] = "lstm"
-    """Recurrent cell."""
-    hidden: int = 128
+    kind: Literal["lstm", "gru", "trees"] = "lstm"
+    """Recurrent cell; or extremely randomised trees on window statistics, which use `components` alone."""
+    components: int = 32
+    """Principal components of the stream that the head reads, if it is wider; 0 = all features."""
+    hidden: int = 32
     """Hidden size H of each direction."""
     layers: int = 1
     """Stacked recurrent layers."""
     bidirectional: bool = True
     """Read the window forwards and backwards."""
-    projection: int = 128
-    """Width of each stream's linear projection before the recurrent layers; 0 = no projection."""
     dropout: float = 0.3
     """Dropout before the recurrent layers and before the logits."""
-    pooling: Literal["last", "mean", "max", "attention"] = "mean"
-    """How the states of valid steps become one vector."""
-    stream_dropout: float = 0.0
-    """Probability that training masks a whole stream of a clip, so that the head also works without it."""
-    centred_copy: bool = False
-    """Extra channels: each feature minus its mean over the window."""
-    dynamics: bool = False
-    """Extra channels: differences between neighbouring frames, and how often each feature rises per frame."""
+    pooling: Literal["mean", "stats", "attention"] = "stats"
+    """How the states of valid steps become one vector: their mean; mean, standard deviation and maximum; or a
+    weighted mean."""
+    statistics: bool = True
+    """Also read statistics of the window: mean, spread, quantiles, slope and change of each component."""
     shared_thresholds: bool = False
     """Ordinal tasks: one score, and one threshold between each two levels. The task sets this."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Training of a head. The defaults are the seed project's settings."""
+    """Training of a head: a fixed number of epochs with a learning rate that falls to 0."""
 
-    epochs: int = 15
-    """Maximum number of epochs."""
-    patience: int = 4
-    """Early stopping: epochs without a better validation score."""
-    lr: float = 1e-3
-    """Learning rate of AdamW."""
+    epochs: int = 30
+    """Number of epochs."""
+    lr: float = 3e-3
+    """Learning rate of AdamW: a short warm-up, then half a cosine down to 0."""
     weight_decay: float = 0.01
     """Weight decay of AdamW."""
-    batch_size: int = 8
+    batch_size: int = 16
     """Clips per optimizer step."""
-    scheduler: Literal["cosine", "plateau", "none"] = "cosine"
-    """Schedule of the learning rate: cosine with warm-up, halved on a plateau, or none (constant)."""
     label_smoothing: float = 0.0
     """Fraction of each target that is spread evenly over the classes."""
     loss: Literal["cross_entropy", "focal"] = "cross_entropy"
@@ -82,12 +76,12 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class TrialConfig:
-    """Head, training and inputs of one trial."""
+class MemberConfig:
+    """One member of an ensemble: the stream that it reads, its head and its training."""
 
-    head: HeadConfig
-    train: TrainConfig
-    inputs: Inputs
+    stream: Literal["embeddings", "geometry"]
+    head: HeadConfig = HeadConfig()
+    train: TrainConfig = TrainConfig()
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,7 @@ class FinetuneConfig:
     """Learning rate of the encoder's last block; earlier blocks have lower ones (--layer-decay)."""
     layer_decay: float = 0.8
     """Factor from a block's learning rate to that of the block before it."""
-    scheduler: Literal["cosine", "plateau", "none"] = "cosine"
+    scheduler: Scheduler = "cosine"
     """Schedule of the learning rates: cosine with warm-up, halved on a plateau, or none (constant)."""
     weight_decay: float = 0.01
     """Weight decay; norms and biases have none."""
@@ -156,7 +150,7 @@ class TrainArgs:
     inputs: Inputs | None = None
     """Streams to use; default: all streams of the store."""
     metric: Metric = "auto"
-    """Validation metric for early stopping. auto: auroc (binary), macro_f1 (multiclass), qwk (ordinal)."""
+    """Metric of the out-of-fold score. auto: auroc (binary), macro_f1 (multiclass), qwk (ordinal)."""
     seed: int = 0
     """Seed of the split, the initial weights, the order of clips and augmentation."""
     device: str = "auto"

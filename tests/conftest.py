@@ -17,7 +17,8 @@ from tests.support.media import fetch_real_clips  # noqa: E402
 SLOWEST_FILES = (
     "test_finetune_distributed test_finetune test_extract_robustness test_private test_export test_tune "
     "test_evaluate test_extract_ray test_tune_postgres test_liveness test_extract_command "
-    "test_object_store test_tune_grpc test_store test_serve test_evaluated_clips test_report"
+    "test_object_store test_tune_grpc test_store test_serve test_evaluated_clips test_report "
+    "test_search_space test_compare"
 ).split()
 """The test files that take longest. They start first, so that both processes end at about the same time."""
 # Two test processes share two cores, so each uses one thread. With two threads each, waiting threads spin: a

@@ -14,8 +14,8 @@ BASELINE_ROLE = "the seed project's settings"
 
 @dataclass(frozen=True)
 class TuneArgs:
-    """Search the hyperparameters of LSTM and GRU heads on the cached features of a store, and write the best
-    head as a run.
+    """Search the hyperparameters of recurrent heads and trees on the cached features of a store, and write
+    the mean of the best ones as a run.
 
     The same command resumes a stopped search. With a shared --storage, it joins the search from other
     machines.
@@ -28,23 +28,19 @@ class TuneArgs:
     label: LabelArgs = LabelArgs()
     inputs: Inputs | None = None
     """Streams to use; default: the search chooses among the streams of the store."""
-    trials: int = 50
+    trials: int = 20
     """Number of trials of the study in total, over all workers and earlier calls."""
     workers: int = 2
     """Number of worker processes on this machine; they share its cores."""
     metric: Metric = "auto"
-    """Validation metric to maximise. auto: auroc (binary), macro_f1 (multiclass), qwk (ordinal)."""
-    folds: int = 0
-    """Score each trial by cross-validation: K folds by subject over train and validation; 0 = the validation
-    split alone. With folds, no checkpoints of trials are kept."""
-    reseed: int = 3
-    """Number of new seeds for training the best trials and the seed project's settings again; 0 or 1 = off.
-    The best mean wins, because the score of the best trial of a search is too optimistic."""
-    epochs: int = 20
-    """Maximum number of epochs of a trial."""
+    """Metric to maximise out of fold. auto: auroc (binary), macro_f1 (multiclass), qwk (ordinal)."""
+    single: bool = False
+    """Write the best member alone, instead of the mean of several."""
+    epochs: int = 0
+    """Number of epochs of each head; 0 = 30, or 10 with 1,000 clips or more."""
     pruning: Literal["on", "off"] = "on"
-    """Stop bad trials early (pruning): Hyperband over epochs; with 1,000 training clips or more, only
-    Hyperband's earliest-stopping bracket; with --folds 3 or more, Wilcoxon's test over folds."""
+    """Stop a trial that falls behind the best one of its stream: after three folds, or with one fold at
+    epochs 4, 8 and 16."""
     center: Literal["none", "window", "subject"] = "none"
     """Subtract a mean from the geometry stream: of the window, or of all frames of the subject."""
     storage: str = ""
@@ -68,10 +64,8 @@ class TuneArgs:
     """The command line, set by `features.cli.parse`; not an option."""
 
     def __post_init__(self) -> None:
-        for name, minimum in (("trials", 1), ("workers", 1), ("epochs", 1), ("reseed", 0), ("seed", 0)):
+        for name, minimum in (("trials", 1), ("workers", 1), ("epochs", 0), ("seed", 0)):
             if (value := getattr(self, name)) < minimum:
                 raise UserError(f"--{name} must be at least {minimum}, got {value}")
         if self.storage and "://" not in self.storage and not self.storage.endswith(".log"):
             raise UserError(f"--storage {self.storage} must be a URL or a journal file (NAME.log)")
-        if self.folds < 0 or self.folds == 1:
-            raise UserError(f"--folds must be 0 (the validation split), or 2 or more, got {self.folds}")

@@ -1,148 +1,104 @@
-"""Finalists: the best trials of a search, trained again with new seeds, and warnings about the winner."""
+"""Finalists: the best trial of each family, fitted again, and the members of the run among them."""
 
-import statistics
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from multiprocessing import active_children
-from typing import Any
 
+import numpy as np
 import optuna
+import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from features.cli import UserError, echo, progress
 from features.cpu import usable_cores
+from seqmodel.runs.writer import TrainedModel
+from seqmodel.training.cross_fit import CrossFit, cross_fit
+from seqmodel.training.select import family_of, select_members
 from tune.config import TuneArgs
-from tune.search_space import is_baseline, trial_config_of
-from tune.study.worker import (
-    Pairs,
-    SearchContext,
-    score_seed,
-    seed_score,
-    start_refitting,
-)
-from tune.study.worker_pool import KILLED, process_context
-
-FINALISTS = 3
-"""Number of trials that are trained again with new seeds, besides the seed project's settings."""
+from tune.search_space import member_config_of
+from tune.study.worker import SearchContext
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A trial with its scores for new seeds.
-
-    The mean does not include the score in the search: that is the best of many and too optimistic.
-    """
+    """The best trial of a family, and whether it is a member of the run."""
 
     trial: FrozenTrial
-    scores: tuple[float, ...] = ()
+    is_member: bool
 
     @property
-    def mean(self) -> float:
-        """Mean score over new seeds; without any, the score in the search."""
-        return statistics.fmean(self.scores) if self.scores else float(self.trial.value or 0.0)
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation over new seeds; 0 with fewer than two."""
-        return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
+    def name(self) -> str:
+        """Family and number, for tables."""
+        return f"{self.trial.user_attrs.get('family', '')}, trial {self.trial.number}"
 
 
-def choose_finalists(args: TuneArgs, study: optuna.Study, context: SearchContext) -> list[Finalist]:
-    """The best trials and the seed project's settings, each scored with new seeds, best mean first. With
-    --finetune, only trials that read embeddings, if there are any.
+def best_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The best complete trial of each family, best first; of equal scores the lower loss, then the earlier.
 
     Raises UserError if no trial is complete.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         raise UserError(f"study {study.study_name!r} has no complete trial; increase --trials")
-    ranked = _best_first(complete)
-    if args.finetune:
-        with_encoder = [t for t in ranked if trial_config_of(t.params, context.space).inputs != "geometry"]
-        if with_encoder and with_encoder[0] is not ranked[0]:
-            echo(
-                f"trial {ranked[0].number} ({ranked[0].value:.4f}) reads geometry only; --finetune uses the "
-                "best trial that reads embeddings"
-            )
-        ranked = with_encoder or ranked
-    if args.reseed < 2:
-        return [Finalist(ranked[0])]
-    best = ranked[:FINALISTS]
-    # So that the result is never worse than those settings.
-    best += [t for t in ranked[FINALISTS:] if is_baseline(t.params, context.space)][:1]
-    tasks = [
-        (index, trial_config_of(trial.params, context.space), args.seed + 1 + extra)
-        for index, trial in enumerate(best)
-        for extra in range(args.reseed)
-    ]
-    scores: dict[int, list[float]] = {index: [] for index in range(len(best))}
-    with progress("fits") as bar:
-        row = bar.add_task("new seeds", total=len(tasks))
-        if args.workers <= 1:
-            for index, trial_config, seed in tasks:
-                scores[index].append(seed_score(context, trial_config, seed))
-                bar.advance(row)
-        else:
-            with refitting(args, context.learning_task.near_duplicates) as pool:
-                futures = [
-                    (index, pool.submit(score_seed, trial_config, seed))
-                    for index, trial_config, seed in tasks
-                ]
-                for index, future in futures:
-                    scores[index].append(future.result())
-                    bar.advance(row)
-    finalists = [Finalist(trial, tuple(scores[index])) for index, trial in enumerate(best)]
-    return sorted(finalists, key=lambda finalist: -finalist.mean)
-
-
-def _best_first(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials by score, then lower validation loss, then number; trials with equal parameters once."""
-    ranked = sorted(trials, key=lambda t: (-(t.value or 0.0), t.user_attrs.get("val_loss", 0.0), t.number))
-    found: dict[tuple[Any, ...], FrozenTrial] = {}
+    ranked = sorted(complete, key=lambda t: (-_value(t), t.user_attrs.get("val_loss", 0.0), t.number))
+    families: dict[str, list[FrozenTrial]] = {}
     for trial in ranked:
-        found.setdefault(tuple(sorted(trial.params.items())), trial)
-    return list(found.values())
+        families.setdefault(str(trial.user_attrs.get("family", "")), []).append(trial)
+    return [_earliest_as_good(family) for family in families.values()]
 
 
-@contextmanager
-def refitting(args: TuneArgs, known_pairs: Pairs | None = None) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes that train heads. On an exception, for example Ctrl-C, queued tasks are cancelled.
+def _earliest_as_good(ranked: list[FrozenTrial]) -> FrozenTrial:
+    """The earliest trial that is worse than the best by at most one standard error of the difference over
+    folds (Breiman et al. 1984): the best of many scores is partly luck, and starting points come first."""
+    best = np.array(ranked[0].user_attrs["val_curve"], float)
+    for trial in sorted(ranked, key=lambda trial: trial.number):
+        curve = np.array(trial.user_attrs["val_curve"], float)
+        if "fold" not in trial.user_attrs.get("curve_of", "") or len(curve) != len(best) or len(best) < 3:
+            break
+        difference = best - curve
+        if np.nanmean(difference) <= np.nanstd(difference, ddof=1) / np.sqrt(len(best)):
+            return trial
+    return ranked[0]
 
-    Raises UserError if one of the processes is killed.
+
+def _value(trial: FrozenTrial) -> float:
+    """The score of a complete trial; one without a defined score is the worst."""
+    return trial.value if trial.value is not None and np.isfinite(trial.value) else -np.inf
+
+
+def fit_finalists(
+    args: TuneArgs, study: optuna.Study, context: SearchContext
+) -> tuple[list[Finalist], TrainedModel]:
+    """Fit the best trial of each family again, and select the members; members first.
+
+    With --finetune, a recurrent member that reads embeddings is among them.
     """
-    threads = max(1, usable_cores() // args.workers)
-    pool = ProcessPoolExecutor(
-        args.workers, process_context(), initializer=start_refitting, initargs=(args, known_pairs, threads)
-    )
-    try:
-        yield pool
-    except BaseException as error:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in active_children():
-            process.terminate()
-        if isinstance(error, BrokenProcessPool):
-            raise UserError(f"training with new seeds: a process {KILLED}") from error
-        raise
-    pool.shutdown()
-
-
-def warnings_about_winner(finalists: list[Finalist], baselines: dict[str, float], metric: str) -> list[str]:
-    """Warnings about the winner: baselines that it does not beat, and a difference that is not clear."""
-    winner = finalists[0]
-    notes = [
-        f"on validation, the best head is not better than the baseline {name}: {metric} {winner.mean:.4f}, "
-        f"baseline {value:.4f}"
-        for name, value in baselines.items()
-        if value >= winner.mean
-    ]
-    if len(finalists) > 1:
-        margin, spread = winner.mean - finalists[1].mean, max(f.spread for f in finalists[:2])
-        if margin < spread:
-            notes.append(
-                f"the best two trials differ by {margin:.4f} in {metric}, which is less than their standard "
-                f"deviation over seeds ({spread:.4f}): there is no clear winner"
+    trials = best_trials(study)
+    torch.set_num_threads(max(1, usable_cores() // args.workers))
+    fits: list[CrossFit] = []
+    with progress("families") as bar:
+        for trial in bar.track(trials, description="fitting the best of each family"):
+            config = member_config_of(trial.params, context.space)
+            fits.append(
+                cross_fit(context.inputs, config, context.objective, seed=args.seed, device=context.device)
             )
-    return notes
+    labels, clips = context.inputs.samples.labels, context.clips
+    chosen = select_members(fits, labels, context.inputs.folds, context.objective)
+    tunable = [i for i, each in enumerate(fits) if family_of(each.config) == ("embeddings", False)]
+    if args.finetune and tunable and not set(tunable) & set(chosen):
+        echo(f"trial {trials[tunable[0]].number} is a member too: --finetune tunes the encoder under it")
+        chosen = [tunable[0], *chosen] if args.single else [*chosen, tunable[0]]
+    chosen = chosen[:1] if args.single else chosen
+    model = TrainedModel(tuple(fits[index] for index in chosen), clips, context.objective)
+    rest = [index for index in range(len(trials)) if index not in chosen]
+    finalists = [Finalist(trials[index], index in chosen) for index in [*chosen, *rest]]
+    return finalists, model
+
+
+def warnings_about_model(value: float, baselines: Mapping[str, float], metric: str) -> list[str]:
+    """Warnings about baselines that the model does not beat. value: its out-of-fold score."""
+    return [
+        f"out of fold, the model is not better than the baseline {name}: {metric} {value:.4f}, baseline "
+        f"{score:.4f}"
+        for name, score in baselines.items()
+        if score >= value
+    ]

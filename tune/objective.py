@@ -1,222 +1,116 @@
-"""The objective of a trial: folds, training of its head on each fold, and validation score."""
+"""The objective of a trial: one configuration, cross-fitted, and its out-of-fold score."""
 
-import functools
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import optuna
+from optuna.trial import TrialState
+from scipy.stats import wilcoxon
 
-from features.datasets import RowView, Samples, only_streams, sample_groups, select_samples, streams_of
-from features.labels import Task
-from features.splits import grouped_folds, joined_groups
-from seqmodel.config import Metric, TrialConfig
-from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs, stream_statistics
-from seqmodel.runs.writer import count_parameters
-from seqmodel.training.loop import Epoch, Fitted, fit, fit_best
-from tune.search_space import Space, may_prune, suggest
+from seqmodel.metrics.calibration import Calibration, negative_log_likelihood, probabilities
+from seqmodel.training.cross_fit import FoldInputs, Objective, fit_folds, fold_score
+from seqmodel.training.loop import Epoch, resolve_metric
+from tune.search_space import Space, suggest
 
-
-@dataclass(frozen=True)
-class Fold:
-    """Training and validation clips, with the feature statistics of the training clips."""
-
-    train: Samples
-    val: Samples
-    statistics: dict[str, tuple[np.ndarray, np.ndarray]]
-
-
-Train = Callable[[Fold, Callable[[Epoch], None]], tuple[LstmHead, Fitted]]
-"""Trains a head on a fold and calls a function after each epoch."""
-RecordScores = Callable[[list[float], int], None]
-"""Records the scores of epochs or folds, and the number of epochs, in the trial."""
-
-
-def make_folds(
-    train: Samples,
-    val: Samples,
-    num_folds: int,
-    seed: int,
-    near_duplicates: Sequence[tuple[int, int]] = (),
-    units: np.ndarray | None = None,
-) -> list[Fold]:
-    """One fold of train and validation, or `num_folds` folds by subject over both together.
-
-    near_duplicates: pairs of rows that must be in one fold. units: (rows of the store,) str, what stays in
-    one fold if that is not the subject.
-    """
-    if num_folds < 2:
-        return [_fold(train, val)]
-    both = join(train, val)
-    groups = joined_groups(
-        sample_groups(both) if units is None else units[both.rows], both.rows, near_duplicates
-    )
-    parts = grouped_folds(both.labels, groups, num_folds, seed)
-    return [
-        _fold(select_samples(both, train_rows), select_samples(both, val_rows))
-        for train_rows, val_rows in parts
-    ]
-
-
-def _fold(train: Samples, val: Samples) -> Fold:
-    return Fold(train, val, stream_statistics(train, tuple(train.x)))
-
-
-def scored_folds(folds: list[Fold]) -> list[Fold]:
-    """The folds with two classes or more in both training and validation; only these give a score."""
-    return [
-        fold
-        for fold in folds
-        if all(len(np.unique(samples.labels)) > 1 for samples in (fold.train, fold.val))
-    ]
-
-
-def join(first: Samples, second: Samples) -> Samples:
-    """The clips of both; memory maps are not loaded."""
-
-    def joined(a: Any, b: Any) -> Any:
-        if isinstance(a, RowView) and isinstance(b, RowView):
-            return RowView(a.base, np.concatenate([a.rows, b.rows]))
-        return np.concatenate([np.asarray(a), np.asarray(b)])
-
-    return Samples(
-        x={name: joined(first.x[name], second.x[name]) for name in first.x},
-        valid={name: joined(first.valid[name], second.valid[name]) for name in first.valid},
-        labels=np.concatenate([first.labels, second.labels]),
-        clip_ids=np.concatenate([first.clip_ids, second.clip_ids]),
-        subjects=np.concatenate([first.subjects, second.subjects]),
-        rows=np.concatenate([first.rows, second.rows]),
-    )
-
-
-def untrained_head(
-    trial_config: TrialConfig, fold: Fold, task: Task, num_classes: int, seed: int
-) -> LstmHead:
-    """A head with initial weights and the feature statistics of a fold."""
-    dims: dict[str, int] = {name: fold.train.x[name].shape[-1] for name in streams_of(trial_config.inputs)}
-    head = build_head(trial_config.head, dims, num_outputs(task, num_classes), seed=seed)
-    head.put_statistics(fold.statistics)
-    return head
-
-
-def train_head(
-    trial_config: TrialConfig,
-    fold: Fold,
-    *,
-    task: Task,
-    num_classes: int,
-    metric: Metric,
-    seed: int,
-    device: str,
-    on_epoch: Callable[[Epoch], None] | None = None,
-) -> tuple[LstmHead, Fitted]:
-    """One head, trained on a fold."""
-    head = untrained_head(trial_config, fold, task, num_classes, seed)
-    train, val = (only_streams(samples, tuple(head.dims)) for samples in (fold.train, fold.val))
-    epochs = fit(
-        head,
-        train,
-        val,
-        trial_config.train,
-        task=task,
-        num_classes=num_classes,
-        seed=seed,
-        device=device,
-        metric=metric,
-    )
-    return head, fit_best(head, epochs, trial_config.train.patience, on_epoch=on_epoch)
+NEVER_STOPPED = 2
+"""The first trials of a family run to their end: the others are compared with them."""
+UNDEFINED = -1.0
+"""Score of a trial if the metric is undefined, below any other: Optuna fails a trial without a number."""
+MIN_FOLDS, P_VALUE = 3, 0.15
+"""A trial is stopped after so many folds if it is worse than the best one of its family (Wilcoxon's
+signed-rank test over folds). With three folds, the smallest p is .125."""
 
 
 def objective(
     trial: optuna.Trial,
-    folds: list[Fold],
+    inputs: FoldInputs,
     space: Space,
+    goal: Objective,
     *,
-    num_classes: int,
-    metric: Metric,
     seed: int,
     device: str,
-    on_head: Callable[[LstmHead, Fitted, float], None] | None = None,
+    prunes: bool = True,
     is_alive: Callable[[], bool] = lambda: True,
 ) -> float:
-    """The trial's best validation score (mean over folds); reports every epoch (or fold) to the pruner.
+    """The trial's out-of-fold score, the mean over folds; reports each fold, or with one fold each epoch.
 
-    The starting points of a study are never pruned. Raises optuna.TrialPruned if the pruner stops the trial,
-    and KeyboardInterrupt if `is_alive` returns False (the parent process has ended).
+    Starting points are never stopped. Raises optuna.TrialPruned if the trial falls behind its family, and
+    KeyboardInterrupt if `is_alive` returns False (the parent process has ended).
     """
-    trial_config = suggest(trial, space)
-    prunable = may_prune(trial, space, len(folds))
-    record_scores = functools.partial(_record_scores, trial, time.perf_counter())
+    config, started = suggest(trial, space), time.perf_counter()
+    family = f"{config.stream} {'trees' if config.head.kind == 'trees' else 'recurrent'}"
+    trial.set_user_attr("family", family)
+    trial.set_user_attr("curve_of", "epochs" if len(inputs.numbers) == 1 else "folds")
+    prunes = prunes and "start" not in trial.user_attrs
+    complete = family_scores(trial.study, family) if prunes else []
+    metric, one_fold = resolve_metric(goal.metric, goal.task), len(inputs.numbers) == 1
+    curve: list[float] = []
 
-    def train(fold: Fold, on_epoch: Callable[[Epoch], None]) -> tuple[LstmHead, Fitted]:
-        def on_epoch_while_alive(epoch: Epoch) -> None:
-            if not is_alive():
-                raise KeyboardInterrupt
-            on_epoch(epoch)
+    def stop_if_behind() -> None:
+        trial.report(curve[-1], len(curve) - (not one_fold))  # epochs are counted from 1, folds from 0
+        if falls_behind(curve, complete, by_epoch=one_fold):
+            note(trial, curve, started)
+            raise optuna.TrialPruned
 
-        return train_head(
-            trial_config,
-            fold,
-            task=space.task,
-            num_classes=num_classes,
-            metric=metric,
-            seed=seed,
-            device=device,
-            on_epoch=on_epoch_while_alive,
-        )
+    def on_epoch(epoch: Epoch) -> None:
+        if not is_alive():
+            raise KeyboardInterrupt
+        if one_fold:
+            curve.append(epoch.val_score)
+            stop_if_behind()
 
-    head, fitted, value = (_by_epoch if len(folds) == 1 else _by_fold)(
-        trial, folds, train, record_scores, prunable
+    logits = np.full((len(inputs.samples), 0), np.nan)
+    for fitted in fit_folds(inputs, config, goal, seed=seed, device=device, on_epoch=on_epoch):
+        if not logits.shape[1]:
+            logits = np.full((len(inputs.samples), fitted.logits.shape[1]), np.nan)
+        logits[fitted.held_out] = fitted.logits
+        if not one_fold:
+            labels = inputs.samples.labels[fitted.held_out]
+            p = probabilities(fitted.logits, goal.task)
+            curve.append(fold_score(p, labels, np.zeros(len(labels), int), metric))
+            if len(curve) < len(inputs.numbers):  # after the last fold, stopping saves nothing
+                stop_if_behind()
+    note(trial, curve, started)
+    known = ~np.isnan(logits[:, 0])
+    labels = inputs.samples.labels
+    loss = negative_log_likelihood(logits[known], labels[known], goal.task, Calibration()) / max(
+        1, known.sum()
     )
-    trial.set_user_attr("parameters", count_parameters(head))
-    trial.set_user_attr("val_loss", round(fitted.best.val_loss, 5))
-    if on_head is not None:
-        on_head(head, fitted, value)
-    return value
+    trial.set_user_attr("val_loss", round(float(loss), 5))
+    value = fold_score(probabilities(logits, goal.task), labels, inputs.folds, metric)
+    return value if np.isfinite(value) else UNDEFINED
 
 
-def _record_scores(trial: optuna.Trial, started: float, curve: list[float], epochs: int) -> None:
-    trial.set_user_attr("epochs", epochs)
+def note(trial: optuna.Trial, curve: list[float], started: float) -> None:
+    """Store the scores of folds or epochs, and the time."""
     trial.set_user_attr("seconds", round(time.perf_counter() - started, 2))
     trial.set_user_attr("val_curve", [round(score, 5) for score in curve])
 
 
-def _by_epoch(
-    trial: optuna.Trial, folds: list[Fold], train: Train, record_scores: RecordScores, prunable: bool
-) -> tuple[LstmHead, Fitted, float]:
-    """The head of the only fold, and the score of its best epoch; the pruner gets the best score so far."""
-    curve: list[float] = []
-
-    def report(epoch: Epoch) -> None:
-        curve.append(epoch.val_score)
-        trial.report(max(-math.inf, *curve), epoch.index + 1)
-        # Always called: successive halving compares a trial with earlier calls.
-        if trial.should_prune() and prunable:
-            record_scores(curve, len(curve))
-            raise optuna.TrialPruned
-
-    head, fitted = train(folds[0], report)
-    record_scores(curve, len(fitted.history))
-    return head, fitted, fitted.best.val_score
+def family_scores(study: optuna.Study, family: str) -> list[list[float]]:
+    """The curves of the family's complete trials, best first."""
+    complete = [
+        trial
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if trial.user_attrs.get("family") == family
+    ]
+    best = sorted(complete, key=lambda trial: -(trial.value or 0.0))
+    return [list(trial.user_attrs["val_curve"]) for trial in best]
 
 
-def _by_fold(
-    trial: optuna.Trial, folds: list[Fold], train: Train, record_scores: RecordScores, prunable: bool
-) -> tuple[LstmHead, Fitted, float]:
-    """The head of the last fold, and the mean score over folds; the pruner gets the score of each fold."""
-    scores: list[float] = []
-    epochs = 0
-    for index, fold in enumerate(folds):
-        head, fitted = train(fold, lambda epoch: None)
-        scores.append(fitted.best.val_score)
-        epochs += len(fitted.history)
-        trial.report(scores[-1], index)
-        # After the last fold, pruning saves nothing.
-        if prunable and index < len(folds) - 1 and trial.should_prune():
-            record_scores(scores, epochs)
-            raise optuna.TrialPruned
-    record_scores(scores, epochs)
-    return head, fitted, float(np.mean(scores))
+def falls_behind(curve: list[float], complete: list[list[float]], *, by_epoch: bool) -> bool:
+    """Whether a trial with these scores so far is to be stopped. complete: those of others, best first.
+
+    By epoch: at epochs 4, 8 and 16, below the median of the others at the same epoch of the common schedule.
+    """
+    step = len(curve)
+    if len(complete) < NEVER_STOPPED or not np.isfinite(curve).all():
+        return False
+    if by_epoch:
+        others = [each[step - 1] for each in complete if len(each) >= step]
+        return step in (4, 8, 16) and bool(others) and curve[-1] < float(np.median(others))
+    difference = np.subtract(curve, complete[0][:step])
+    if step < MIN_FOLDS or len(difference) != step or not difference.any():
+        return False
+    return bool(wilcoxon(difference, alternative="less").pvalue <= P_VALUE)

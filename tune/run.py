@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shlex
-import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,23 +18,21 @@ from features.files import in_same_namespace
 from features.splits import split_hash
 from features.store.table import groups_of
 from seqmodel.commands.train import print_scores, print_task
-from seqmodel.config import FinetuneArgs, TrialConfig
+from seqmodel.config import FinetuneArgs
 from seqmodel.evaluation.simple_methods import baseline_scores
 from seqmodel.finetuning.setup import require_crops
-from seqmodel.runs.card import load_card
-from seqmodel.runs.files import ARTIFACTS, CARD, STUDY, WEIGHTS, require_free
+from seqmodel.runs.card import Card, load_card
+from seqmodel.runs.files import CARD, STUDY, WEIGHTS, require_free
 from seqmodel.runs.writer import count_parameters, only_writer, rounded, write_run
 from seqmodel.training.loop import resolve_metric
 from seqmodel.training.task import LearningTask, build_task, data_fingerprint, encoder_leak_warning
 from tune.config import TuneArgs
-from tune.finalists import Finalist, choose_finalists, warnings_about_winner
-from tune.search_space import space_hash, starting_points, trial_config_of
-from tune.study.checkpoints import drop_checkpoints
+from tune.finalists import best_trials, fit_finalists, warnings_about_model
+from tune.search_space import member_config_of, space_hash, starting_points, turn_of
 from tune.study.plots import save_study_plots
 from tune.study.storage import without_password
 from tune.study.study import (
     DONE,
-    RANDOM_TRIALS,
     SILENT_S,
     StudySpec,
     close_study,
@@ -47,23 +44,23 @@ from tune.study.study import (
 )
 from tune.study.worker import (
     SearchContext,
-    kept_or_refitted,
     set_up,
     trial_value,
     worker,
 )
 from tune.study.worker_pool import run_workers
 
+PROCEDURE = 2
+"""Version of what a trial does: studies of another version are not resumed."""
+
 
 def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
-    """Handler of the command: search, choose the best trial, write the run; returns (summary, exit code)."""
+    """Handler of the command: search, select the members, write the run; returns (summary, exit code)."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     started = time.perf_counter()
     require_free(args.out)
     learning_task = open_task(args)
     print_task(learning_task)
-    if args.folds > 1:
-        echo("with --folds each head is trained on one fold only: no checkpoints of trials are kept")
     context = set_up(args, learning_task)
     metric = resolve_metric(args.metric, context.space.task)
     fold_warnings = warnings_about_folds(context)
@@ -73,27 +70,19 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     study = create_study(spec, starting_points(context.space), settings_of(args, context, metric))
     search(args, spec, study, context)
     with only_writer(args.out):
-        drop_checkpoints(study, args.out)
-        finalists = choose_finalists(args, study, context)
-        winner = finalists[0]
-        baselines = mean_baselines(context, metric)
-        notes = [*fold_warnings, *warnings_about_winner(finalists, baselines, metric)]
-        for text in notes[len(fold_warnings) :]:
-            log_warning(text)
-        origin = origin_of(study, winner.trial)
-        if _is_kept(args, origin):
-            echo(f"nothing to do: {args.out} already has trial {winner.trial.number}")
+        origin = origin_of(args, study, [trial.number for trial in best_trials(study)])
+        if not _is_kept(args, origin):
+            keep(args, context, study, origin, fold_warnings)
         else:
-            keep(args, context, study, winner, origin, baselines, metric, notes)
+            echo(f"nothing to do: {args.out} already has the best trials of this search")
         parameter_importances = save_study_plots(study, args.out / "plots", metric)
-        summary = summarise(args, context, study, finalists, baselines, metric, notes)
+        card = load_card(args.out)
+        summary = summarise(args, context, study, card)
     close_study(study)
     summary |= {"importances": rounded(parameter_importances)}
     code = 0
-    if args.finetune and "embeddings" not in load_card(args.out).dims:
-        log_warning(
-            "the best head reads geometry only: there is no encoder to fine-tune, so --finetune is skipped"
-        )
+    if args.finetune and "embeddings" not in card.dims:
+        log_warning("no member reads embeddings: there is no encoder to fine-tune, so --finetune is skipped")
     elif args.finetune:
         from seqmodel.commands.finetune import finetune
 
@@ -101,7 +90,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
             FinetuneArgs(run=args.out, store=args.store, seed=args.seed, device=args.device)
         )
     summary["seconds"] = round(time.perf_counter() - started, 1)
-    print_result(args, spec, finalists, baselines, metric)
+    print_result(args, spec, card)
     return summary, code
 
 
@@ -134,43 +123,29 @@ def open_task(args: TuneArgs) -> LearningTask:
 def spec_of(args: TuneArgs, context: SearchContext, metric: str) -> StudySpec:
     """Storage, name and settings of the study.
 
-    In a journal file, the study is named after labels and metric and not after the run's folder: Hyperband
-    assigns brackets by the name, and one seed should give the same study in every folder. In a shared storage
-    it is named after the folder.
+    In a journal file, the study is named after labels and metric, in a shared storage after the run's folder.
     """
     labels = "-".join(context.learning_task.labelling.names)
     name = args.study or (args.out.name if args.storage else f"{args.label.label}: {labels} by {metric}")
     storage = args.storage or str(args.out / STUDY)
     args.out.mkdir(parents=True, exist_ok=True)
-    pruning, many = args.pruning == "on", context.space.many
-    return StudySpec(storage, name, args.trials, args.seed, args.epochs, pruning, len(context.folds), many)
+    turns = tuple(turn_of(number, context.space) for number in range(2 * len(context.space.streams)))
+    return StudySpec(storage, name, args.trials, args.seed, turns)
 
 
 def warnings_about_folds(context: SearchContext) -> list[str]:
-    """Warnings about folds: subjects that the encoder was trained on, and folds without a score."""
-    learning_task, requested, scored = context.learning_task, context.args.folds, len(context.folds)
-    if requested < 2:
+    """A warning about subjects that the encoder was trained on."""
+    learning_task = context.learning_task
+    if "embeddings" not in learning_task.dims or len(context.inputs.numbers) == 1:
         return []
-    found = []
-    if "embeddings" in learning_task.dims:
-        rows = np.concatenate([learning_task.split.train, learning_task.split.val])
-        found += (
-            [leak]
-            if (leak := encoder_leak_warning(learning_task.store, groups_of(learning_task.table, rows)))
-            else []
-        )
-    if scored < requested:
-        found.append(
-            f"{requested - scored} of {requested} folds have clips of one class only, in training or in "
-            f"validation, and are left out: scores are means over the other {scored}"
-        )
-    return found
+    groups = groups_of(learning_task.table, context.clips.rows)
+    leak = encoder_leak_warning(learning_task.store, groups)
+    return [leak] if leak else []
 
 
 def settings_of(args: TuneArgs, context: SearchContext, metric: str) -> dict[str, Any]:
     """The settings that must be equal to resume a study."""
     learning_task = context.learning_task
-    is_grouped = args.folds > 1 and len(learning_task.near_duplicates) > 0
     return {
         "store": data_fingerprint(learning_task),
         "labels": [learning_task.labelling.column, *learning_task.labelling.names],
@@ -178,19 +153,13 @@ def settings_of(args: TuneArgs, context: SearchContext, metric: str) -> dict[str
         "split": split_hash(learning_task.split, learning_task.table.clip_id),
         "metric": metric,
         "inputs": args.inputs or "any",
-        "folds": f"{args.folds} with copies together" if is_grouped else args.folds,
+        "folds": hashlib.sha256(context.inputs.folds.tobytes()).hexdigest()[:16],
+        "procedure": PROCEDURE,
         "epochs": args.epochs,
         "center": args.center,
         "seed": args.seed,
         "space": space_hash(context.space),
     }
-
-
-def mean_baselines(context: SearchContext, metric: str) -> dict[str, float]:
-    """Mean score of each baseline over the folds of the trials."""
-    task, names = context.space.task, context.learning_task.labelling.names
-    found = [baseline_scores(fold.train, fold.val, task, names, metric) for fold in context.folds]
-    return {name: statistics.fmean(scores[name] for scores in found) for name in found[0]}
 
 
 def search(args: TuneArgs, spec: StudySpec, study: optuna.Study, context: SearchContext) -> None:
@@ -238,101 +207,81 @@ def keep(
     args: TuneArgs,
     context: SearchContext,
     study: optuna.Study,
-    winner: Finalist,
     origin: Mapping[str, Any],
-    baselines: dict[str, float],
-    metric: str,
-    notes: list[str],
+    fold_warnings: list[str],
 ) -> None:
-    """Write the winner, trained with the seed of the search, as a run."""
+    """Fit the best of each family again, and write the selected members as a run."""
     stages = load_card(args.out).stages if (args.out / CARD).is_file() else ()
     if not args.finetune and any(s.get("stage") == "finetune" and s.get("kept") for s in stages):
-        log_warning(
-            f"trial {winner.trial.number} replaces a fine-tuned head; use --finetune to fine-tune it too"
-        )
-    torch.set_num_threads(usable_cores())
-    trial_config = trial_config_of(winner.trial.params, context.space)
-    head, fitted = kept_or_refitted(context, winner.trial)
+        log_warning(f"{args.out} was fine-tuned and is replaced; use --finetune to fine-tune it too")
+    finalists, model = fit_finalists(args, study, context)
+    labelling = context.learning_task.labelling
+    baselines = baseline_scores(context.inputs, context.clips.groups, labelling, context.objective)
+    value, _ = model.scores(context.inputs.samples.labels)
+    notes = warnings_about_model(value, baselines, resolve_metric(args.metric, context.space.task))
+    for text in notes:
+        log_warning(text)
+    found = [
+        {
+            "trial": f.trial.number,
+            "family": f.trial.user_attrs.get("family"),
+            "value": f.trial.value,
+            "member": f.is_member,
+            "params": f.trial.params,
+        }
+        for f in finalists
+    ]
     stage = {
         "stage": "head",
         **origin,
-        "mean_over_seeds": round(winner.mean, 4),
-        "spread_over_seeds": round(winner.spread, 4),
-        "parameters": count_parameters(head),
+        "finalists": found,
+        "parameters": count_parameters(model.ensemble),
         "baselines": rounded(baselines),
         "command": shlex.join(map(without_password, shlex.split(args.command))),
     }
     write_run(
         args.out,
         context.learning_task,
-        head,
-        fitted,
-        trial_config.train,
+        model,
         seed=args.seed,
-        metric=metric,
         stage=stage,
-        warnings=notes,
+        warnings=[*fold_warnings, *notes],
         center=args.center,
-        settings=first_settings(study, context),
+        settings=[member_config_of(point, context.space) for point in starting_points(context.space)],
     )
 
 
-def first_settings(study: optuna.Study, context: SearchContext) -> list[TrialConfig]:
-    """The starting points and the sampler's random points: they do not depend on anybody's labels."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state in DONE]
-    first = sorted(trials, key=lambda trial: trial.number)[:RANDOM_TRIALS]
-    return list(dict.fromkeys(trial_config_of(trial.params, context.space) for trial in first))
-
-
-def summarise(
-    args: TuneArgs,
-    context: SearchContext,
-    study: optuna.Study,
-    finalists: list[Finalist],
-    baselines: dict[str, float],
-    metric: str,
-    notes: list[str],
-) -> dict[str, Any]:
+def summarise(args: TuneArgs, context: SearchContext, study: optuna.Study, card: Card) -> dict[str, Any]:
     """The summary that `--json` prints."""
     trials = study.get_trials(deepcopy=False)
     counts = {state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState}
-    winner = finalists[0]
+    stage, split = card.stages[0], context.learning_task.split
     return {
         "run": str(args.out),
         "study": study.study_name,
-        "metric": metric,
+        "metric": card.metric,
         "clips": {
-            "train": len(context.whole.train),
-            "val": len(context.whole.val),
+            "train": len(split.train),
+            "val": len(split.val),
             "unlabelled": context.learning_task.num_unlabelled,
         },
+        "folds": card.num_folds,
         "trials": {name: count for name, count in counts.items() if count},
-        "best": {
-            "trial": winner.trial.number,
-            "value": winner.trial.value,
-            "params": winner.trial.params,
-        },
-        "finalists": [
-            {"trial": f.trial.number, "mean": f.mean, "spread": f.spread, "scores": list(f.scores)}
-            for f in finalists
-        ],
-        "baselines": baselines,
-        "val_score": load_card(args.out).stages[0]["val_score"],
-        "warnings": list(dict.fromkeys([*context.learning_task.split.warnings, *notes])),
+        "finalists": stage["finalists"],
+        "baselines": stage["baselines"],
+        "val_score": stage["val_score"],
+        "warnings": list(card.warnings),
     }
 
 
-def print_result(
-    args: TuneArgs, spec: StudySpec, finalists: list[Finalist], baselines: dict[str, float], metric: str
-) -> None:
+def print_result(args: TuneArgs, spec: StudySpec, card: Card) -> None:
     """Print the table of scores and the next commands."""
-    scores = {}
-    for f in finalists:
-        description = f"{f.trial.value:.4f} in the search"
-        if f.scores:
-            description += f"; mean of {len(f.scores)} new seeds ± {f.spread:.3f}"
-        scores[f"trial {f.trial.number} ({description})"] = f.mean
-    print_scores(metric, scores | baselines)
+    stage = card.stages[0]
+    scores = {f"mean of {len(card.members)} members": stage["val_score"]} if len(card.members) > 1 else {}
+    for each in stage["finalists"]:
+        what = "member" if each["member"] else "not a member"
+        scores[f"{each['family']}, trial {each['trial']} ({what})"] = each["value"]
+    print_scores(card.metric, scores | stage["baselines"])
     echo(f"run written to {args.out}")
     console().print(f"to view the study: {dashboard_command(args, spec)}", markup=False)
 
@@ -341,18 +290,16 @@ def dashboard_command(args: TuneArgs, spec: StudySpec) -> str:
     """The command that shows the study in a browser, without a password."""
     if spec.storage.startswith("grpc://"):
         return "optuna-dashboard DATABASE, with the URL of the database behind the proxy"
-    argv = ["optuna-dashboard", without_password(spec.storage)]
-    if (args.out / ARTIFACTS).is_dir():
-        argv += ["--artifact-dir", str(args.out / ARTIFACTS)]
-    return shlex.join(argv)
+    return shlex.join(["optuna-dashboard", without_password(spec.storage)])
 
 
-def origin_of(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-    """The origin of a head, for its card (study, hash of the settings, trial). Heads with the same origin are
-    equal."""
+def origin_of(args: TuneArgs, study: optuna.Study, trials: list[int]) -> dict[str, Any]:
+    """The origin of a model, for its card (study, hash of the settings, best trials). Models with the same
+    origin are equal."""
     settings = json.dumps(study.user_attrs["settings"], sort_keys=True, ensure_ascii=False)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:16]
-    return {"study": study.study_name, "settings": digest, "trial": trial.number, "params": trial.params}
+    options = {"single": args.single, "for_finetune": args.finetune}
+    return {"study": study.study_name, "settings": digest, "trials": trials} | options
 
 
 def _is_kept(args: TuneArgs, origin: Mapping[str, Any]) -> bool:

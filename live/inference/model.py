@@ -98,7 +98,7 @@ def open_model(run: Path, backend: Backend = "auto", threads: int = THREADS) -> 
         head,
         detectors,
         landmarker,
-        load_statistics(run),
+        load_statistics(run, card),
         min_filled=known.min_filled if known else None,
         key=key[:12],
     )
@@ -112,12 +112,10 @@ def torch_head(run: Path, card: Card) -> Head:
     """
     import torch
 
-    from seqmodel.heads.recurrent import LstmHead
+    from seqmodel.runs.predict import load_ensemble
 
     torch.set_num_threads(1)
-    head = LstmHead(card.head, card.dims, card.num_outputs)
-    head.load_state_dict(load_weights(run)["head"])
-    head.eval()
+    head = load_ensemble(card, load_weights(run)["head"])
 
     def logits(x: Mapping[str, np.ndarray], valid: Mapping[str, np.ndarray]) -> np.ndarray:
         with torch.inference_mode():

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,12 @@ from seqmodel.export.bundle import (
     read_manifest,
 )
 from seqmodel.export.convert import FlatHead, metadata_of, to_onnx, to_openvino
-from seqmodel.heads.recurrent import LstmHead
+from seqmodel.heads.ensemble import Ensemble
 from seqmodel.runs.card import Card, load_card, save_card
 from seqmodel.runs.files import WEIGHTS, load_weights, write_text
+from seqmodel.runs.predict import load_ensemble
 from seqmodel.runs.training_stats import FILE as TRAINING_STATS
-from seqmodel.runs.training_stats import STATISTICS, rows_of, write_training_stats
+from seqmodel.runs.training_stats import STATISTICS, load_statistics, rows_of, write_training_stats
 
 MIN_COSINE = 0.9999
 """Lowest cosine similarity allowed between the embeddings of torch and of the export. float32 engines differ
@@ -76,9 +77,7 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     _require_free(target, args.run)
     weights = load_weights(args.run)
     encoder = encoder_of(card.recipe.encoder, weights.get("encoder")) if reads_embeddings else None
-    head = LstmHead(card.head, card.dims, card.num_outputs)
-    head.load_state_dict(weights["head"])
-    head.eval()
+    head = load_ensemble(card, weights["head"])
     verification_input = (
         make_verification_input(args, card)
         if reads_embeddings
@@ -91,7 +90,7 @@ def export(args: ExportArgs) -> tuple[dict[str, Any], int]:
     partial.mkdir(parents=True)
     try:
         _write_networks(partial, encoder, head, card, args)
-        _write_card_and_files(partial, args.run, card, weights["head"])
+        _write_card_and_files(partial, args.run, card)
         found = check(partial, encoder, head, card, verification_input, args)
         _put_in_place(partial, target)
     finally:
@@ -154,7 +153,7 @@ def make_verification_input(args: ExportArgs, card: Card) -> VerificationInput:
 def check(
     folder: Path,
     encoder: Encoder | None,
-    head: LstmHead,
+    head: Ensemble,
     card: Card,
     verification_input: VerificationInput,
     args: ExportArgs,
@@ -222,7 +221,7 @@ def _put_in_place(partial: Path, target: Path) -> None:
 
 
 def _write_networks(
-    folder: Path, encoder: Encoder | None, head: LstmHead, card: Card, args: ExportArgs
+    folder: Path, encoder: Encoder | None, head: Ensemble, card: Card, args: ExportArgs
 ) -> None:
     """Write encoder.* and head.* of a bundle."""
     assert card.recipe.pixels is not None
@@ -245,13 +244,15 @@ def _write_networks(
             to_openvino(network, example, path, metadata_of(card))
 
 
-def _write_card_and_files(folder: Path, run: Path, card: Card, head: Mapping[str, Tensor]) -> None:
+def _write_card_and_files(folder: Path, run: Path, card: Card) -> None:
     """Write card, feature statistics, training statistics and detector files; no data about subjects."""
-    from safetensors.torch import save_file
+    from safetensors.numpy import save_file
 
     save_card(folder, replace(card, store="", stages=(), metrics={}, warnings=(), test_evaluations=()))
-    kept = {name: tensor for name, tensor in head.items() if name.startswith(("mean_", "std_"))}
-    save_file({f"head.{name}": tensor.contiguous() for name, tensor in kept.items()}, folder / STATISTICS)
+    found = load_statistics(run, card)
+    statistics = {name: dict(zip(("mean", "std"), each, strict=True)) for name, each in found.items()}
+    flat = {f"{name}.{key}": array for name, each in statistics.items() for key, array in each.items()}
+    save_file(flat, folder / STATISTICS)
     if (run / TRAINING_STATS).is_file():
         shutil.copyfile(run / TRAINING_STATS, folder / TRAINING_STATS)
     if (run / "detector").is_dir():
@@ -276,7 +277,7 @@ def _stored_crops(run: Path, card: Card, store: FeatureStore) -> VerificationInp
 
 
 def _logit_differences(
-    head: LstmHead, run_head: Callable[..., np.ndarray], card: Card, embeddings: np.ndarray
+    head: Ensemble, run_head: Callable[..., np.ndarray], card: Card, embeddings: np.ndarray
 ) -> list[float]:
     """Differences of the two heads' logits on a full window, a half-full one, one with gaps, and an empty
     one."""

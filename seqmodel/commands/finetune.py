@@ -22,15 +22,15 @@ from filelock import FileLock, Timeout
 
 from features.cli import UserError, console, echo, log_warning, progress
 from features.recipe import EncoderId
-from features.store.table import groups_of
 from seqmodel.config import FinetuneArgs
 from seqmodel.encoders.backbone import state_sha256
+from seqmodel.finetuning.augmentation import Augmentation
 from seqmodel.finetuning.distributed import DistributedContext, join_distributed, leave_distributed
 from seqmodel.finetuning.reextract import re_extract
+from seqmodel.finetuning.refit import MIN_SHARE, compare, refit
 from seqmodel.finetuning.setup import (
     FinetuneSetup,
     activation_datasets,
-    augmentation_of,
     open_setup,
     settings_hash,
     start_of,
@@ -38,13 +38,25 @@ from seqmodel.finetuning.setup import (
 from seqmodel.finetuning.state import EpochResult, Objective
 from seqmodel.finetuning.trainer import EndToEnd, keep_freed_memory
 from seqmodel.metrics.calibration import refit_calibration
-from seqmodel.runs.card import Card, calibration_stage, git_commit, load_card, versions
-from seqmodel.runs.files import append_log, save_weights
+from seqmodel.runs.card import (
+    Card,
+    calibration_stage,
+    card_from_json,
+    card_to_json,
+    git_commit,
+    load_card,
+    versions,
+)
+from seqmodel.runs.files import append_log, keep_first_fold, load_weights, read_json, save_weights, write_json
 from seqmodel.runs.training_stats import FILE as TRAINING_STATS
 from seqmodel.runs.training_stats import write_training_stats
-from seqmodel.runs.writer import drop_results, resolve_device, update_card
+from seqmodel.runs.writer import TrainedModel, drop_results, log_members, resolve_device, update_card
 from seqmodel.training.checkpoint import load_checkpoint, save_checkpoint
+from seqmodel.training.loop import evaluate_logits
+from seqmodel.training.losses import loss_for
 
+PENDING = Path("finetune", "card.json")
+"""The card of a run whose weights are being replaced."""
 LOST_PEER = ("connection closed", "connection reset", "gloo", "nccl", "peer")
 """Words in errors of torch.distributed if another process has ended."""
 
@@ -91,6 +103,9 @@ def _only_command(run: Path) -> Iterator[None]:
 
 def _train(args: FinetuneArgs, distributed: DistributedContext) -> None:
     """Fine-tune and update the run, unless its card says that the same fine-tuning is done."""
+    if distributed.is_main:
+        _finish_replacing(args.run)
+    distributed.barrier()
     setup = open_setup(args)
     if (done := _last_entry(setup.card)) is not None and done.get("settings") == settings_hash(setup, args):
         if distributed.is_main:
@@ -144,7 +159,8 @@ def _summary(run: Path, card: Card) -> dict[str, Any]:
         "run": str(run),
         "metric": card.metric,
         "stage_1": entry["stage_1"],
-        "stage_2": max((epoch["val_score"] for epoch in epochs), default=None),
+        "stage_2": entry["stage_2"],
+        "share_better": entry["share_better"],
         "kept": _kept(entry),
         "epochs": len(epochs),
         "unfreeze_from": entry["unfreeze_from"],
@@ -155,7 +171,7 @@ def _summary(run: Path, card: Card) -> dict[str, Any]:
 
 def start_job(setup: FinetuneSetup, args: FinetuneArgs, distributed: DistributedContext) -> EndToEnd:
     """The training job, new or resumed from its checkpoint."""
-    augmentation = augmentation_of(setup) if args.augment else None
+    augmentation = Augmentation() if args.augment else None
     train, val = setup.train, setup.val
     if args.activation_cache == "on" and setup.first_block > 0:
         train, val = activation_datasets(setup, args, distributed)
@@ -174,7 +190,8 @@ def start_job(setup: FinetuneSetup, args: FinetuneArgs, distributed: Distributed
         augmentation=augmentation,
     )
     found = load_checkpoint(setup.folder / "checkpoint.safetensors")
-    if found is not None and _belongs(found[0], found[1]["settings"], setup, args):
+    wanted = {"settings_hash": settings_hash(setup, args), "start": start_of(setup)}
+    if found is not None and found[1]["settings"] == wanted:
         job.load_state_dict(found[0], found[1]["position"])
         if distributed.is_main:
             echo(f"resuming at epoch {job.state.epoch}, step {job.state.step} of {job.num_steps}")
@@ -183,22 +200,6 @@ def start_job(setup: FinetuneSetup, args: FinetuneArgs, distributed: Distributed
             echo("the checkpoint belongs to other settings: starting from the beginning")
         job.evaluate_start()
     return job
-
-
-def _belongs(
-    tensors: Mapping[str, torch.Tensor], settings: Any, setup: FinetuneSetup, args: FinetuneArgs
-) -> bool:
-    """Whether a checkpoint belongs to this job: the same settings, and started from the run's weights."""
-    if not isinstance(settings, dict) or settings.get("settings_hash") != settings_hash(setup, args):
-        return False
-    if settings["start"] == start_of(setup):
-        return True
-    # The job ended after it replaced the weights and before the card: the run has this job's best weights.
-    current = setup.model.state_dict()
-    best = {name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")}
-    return bool(best) and all(
-        name in current and torch.equal(current[name].cpu(), t) for name, t in best.items()
-    )
 
 
 def _run_job(setup: FinetuneSetup, job: EndToEnd, args: FinetuneArgs) -> EpochResult:
@@ -262,20 +263,34 @@ def _any_process_stops(stop: bool, distributed: DistributedContext) -> bool:
 
 
 def _write(setup: FinetuneSetup, job: EndToEnd, result: EpochResult, args: FinetuneArgs) -> None:
-    """Save the kept weights and the card's entry in the run."""
+    """Fit the members on the tuned encoder, and save them with it if they are better than the run's own."""
+    model, found = None, None
+    if result.phase == "both" and setup.first_block < len(setup.model.encoder.blocks):
+        echo("fitting the members on the tuned encoder")
+        model = refit(setup, setup.model, (job.train, job.val), job.distributed.device)
+        found = compare(setup, model)
+    is_kept = found is not None and found.is_better
+    labels, task = np.asarray(setup.val.labels), setup.card.labelling.task
+    plain = loss_for(task, len(setup.card.labelling.names))
+    scores = [
+        evaluate_logits(logits, labels, plain, task, job.objective.metric)[1]
+        for logits in ((found.before, found.after) if found else ())
+    ]
     entry = {
         "stage": "finetune",
-        "val_score": result.val_score,
-        "kept": result.phase != "stage 1",
+        "val_score": scores[1] if is_kept else None,
+        "kept": is_kept,
         "started_from": setup.started_from,
-        "stage_1": job.state.history[0].val_score,
+        "stage_1": scores[0] if scores else None,
+        "stage_2": scores[1] if scores else None,
+        "share_better": found.share if found else None,
         "kept_epoch": result.index,
         "unfreeze_from": setup.first_block,
         "epochs": [_history_json(epoch) for epoch in job.state.history[1:]],
         "settings": settings_hash(setup, args),
         "command": args.command,
     }
-    if result.phase == "stage 1":
+    if model is None or not is_kept:
         _log(setup.run, job.state.history)
         update_card(setup.run, lambda now: dataclasses.replace(now, stages=(*now.stages, entry)))
         return
@@ -283,32 +298,47 @@ def _write(setup: FinetuneSetup, job: EndToEnd, result: EpochResult, args: Finet
         log_warning(
             f"the calibration for {moved['store']} is deleted with the old weights: run calibrate again"
         )
+    write_json(setup.run / PENDING, card_to_json(_card_of(load_card(setup.run), setup, model, entry)))
     drop_results(setup.run)
-    save_weights(setup.run, setup.model.head.state_dict(), setup.model.encoder.state_dict())
     _log(setup.run, job.state.history)
-    update_card(setup.run, lambda now: _card_of(now, setup, job, result, entry))
+    log_members(setup.run, model, "finetune, refit")
+    save_weights(setup.run, model.ensemble.state_dict(), setup.model.encoder.state_dict())
+    _finish_replacing(setup.run)
 
 
-def _card_of(
-    card: Card, setup: FinetuneSetup, job: EndToEnd, result: EpochResult, entry: dict[str, Any]
-) -> Card:
+def _finish_replacing(run: Path) -> None:
+    """Bring split.csv and the card to the weights that a fine-tuning has just written, or that one wrote
+    which ended before it could; does nothing if there are none."""
+    if not (run / PENDING).is_file():
+        return
+    new, encoder = card_from_json(read_json(run / PENDING)), load_weights(run).get("encoder", {})
+    if state_sha256(encoder) == new.recipe.encoder.weights_sha256:
+        keep_first_fold(run)
+        fields = ("recipe", "member_scores", "calibration", "stages", "metrics", "versions", "git_commit")
+        changes = {name: getattr(new, name) for name in fields}
+        update_card(run, lambda now: dataclasses.replace(now, **changes))
+    (run / PENDING).unlink()
+
+
+def _card_of(card: Card, setup: FinetuneSetup, model: TrainedModel, entry: dict[str, Any]) -> Card:
     """The run's card with the identity of the new encoder, a new calibration and the entry as last stage."""
-    encoder = setup.card.recipe.encoder
-    if result.phase == "both" and setup.first_block < len(setup.model.encoder.blocks):
-        sha256 = state_sha256(setup.model.encoder.state_dict())
-        encoder = EncoderId(encoder.name, f"finetuned:{setup.run.name}", sha256, encoder.dim)
-    measured = np.any([mask.any(axis=1) for mask in setup.val.valid.values()], axis=0)
+    old, logits = setup.card.recipe.encoder, model.logits
+    sha256 = state_sha256(setup.model.encoder.state_dict())
+    encoder = EncoderId(old.name, f"finetuned:{setup.run.name}", sha256, old.dim)
+    known = ~np.isnan(logits[:, 0]) & (model.clips.folds == 0)
+    labels = np.concatenate([setup.train.labels, setup.val.labels])
     return dataclasses.replace(
         card,
         recipe=dataclasses.replace(card.recipe, encoder=encoder),
+        member_scores=tuple(model.scores(labels)[1]),
         calibration=refit_calibration(
             card.calibration,
-            job.best_logits[measured],
-            np.asarray(setup.val.labels)[measured],
+            logits[known],
+            labels[known],
             card.labelling.task,
             threshold_metric=card.calibration.threshold_metric,
             label_names=card.labelling.names,
-            groups=groups_of(setup.store.table(), setup.val.rows)[measured],
+            groups=model.clips.groups[known],
         ),
         stages=(*(dict(stage) | {"kept": False} for stage in card.stages), entry),
         metrics={},
@@ -364,5 +394,13 @@ def _print_history(history: list[EpochResult], kept: EpochResult, setup: Finetun
             "kept" if epoch is kept else "",
         )
     console().print(table)
-    if kept.phase == "stage 1":
+    entry = _last_entry(load_card(setup.run))
+    assert entry is not None
+    if entry["share_better"] is None:
         echo("no epoch was better on validation than the run before fine-tuning: its weights are unchanged")
+        return
+    echo(
+        f"members on the tuned encoder, validation {setup.card.metric}: {entry['stage_1']:.4f} before, "
+        f"{entry['stage_2']:.4f} after; lower log loss in {entry['share_better']:.0%} of bootstrap samples "
+        f"of the people, {'kept' if entry['kept'] else f'not kept (at least {MIN_SHARE:.0%} needed)'}"
+    )

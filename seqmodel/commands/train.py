@@ -1,15 +1,17 @@
-"""python -m seqmodel train: train one head on cached features, without a search."""
+"""python -m seqmodel train: train a model on cached features, without a search: one member for each stream,
+with a head for each fold of people."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from features.cli import console, echo, log_warning, progress
-from features.datasets import Samples
-from seqmodel.config import TrainArgs
+from features.datasets import streams_of
+from seqmodel.config import MemberConfig, TrainArgs
 from seqmodel.evaluation.simple_methods import baseline_scores
-from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs
 from seqmodel.runs.files import require_free
 from seqmodel.runs.writer import (
+    TrainedModel,
     complete_head,
     count_parameters,
     only_writer,
@@ -17,8 +19,8 @@ from seqmodel.runs.writer import (
     rounded,
     write_run,
 )
-from seqmodel.training.loop import Fitted, fit, fit_best, resolve_metric
-from seqmodel.training.task import LearningTask, build_task, load_train_val
+from seqmodel.training.cross_fit import FoldInputs, Objective, cross_fit
+from seqmodel.training.task import LearningTask, build_task, learning_clips, load_learning
 
 
 def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
@@ -29,63 +31,60 @@ def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
     )
     print_task(learning_task)
     device = resolve_device(args.device)
-    train_samples, val_samples = load_train_val(learning_task)
-    metric = resolve_metric(args.metric, learning_task.labelling.task)
-    head, fitted = fit_head(args, learning_task, train_samples, val_samples, device)
-    task, names = learning_task.labelling.task, learning_task.labelling.names
-    baselines = baseline_scores(train_samples, val_samples, task, names, metric)
+    clips = learning_clips(learning_task, args.seed)
+    inputs = FoldInputs(load_learning(learning_task), clips.folds)
+    model = fit_members(args, learning_task, inputs, device)
+    baselines = baseline_scores(inputs, clips.groups, learning_task.labelling, model.objective)
     with only_writer(args.run):
         card = write_run(
             args.run,
             learning_task,
-            head,
-            fitted,
-            args.train,
+            model,
             seed=args.seed,
-            metric=metric,
             stage={"stage": "head", "baselines": rounded(baselines), "command": args.command},
         )
+    parameters = count_parameters(model.ensemble)
+    value, of_members = model.scores(inputs.samples.labels)
     summary = {
         "run": str(args.run),
-        "metric": metric,
-        "val_score": fitted.best.val_score,
-        "epochs": len(fitted.history),
-        "parameters": count_parameters(head),
+        "metric": card.metric,
+        "val_score": value,
+        "epochs": args.train.epochs,
+        "folds": card.num_folds,
+        "parameters": parameters,
         "baselines": baselines,
         "clips": {
-            "train": len(train_samples),
-            "val": len(val_samples),
+            "train": len(learning_task.split.train),
+            "val": len(learning_task.split.val),
             "unlabelled": learning_task.num_unlabelled,
         },
         "warnings": list(card.warnings),
     }
-    print_scores(metric, {"this head": fitted.best.val_score} | baselines)
+    members = [f"{member.stream} ({member.head.kind})" for member in card.members]
+    found = {"this model": value} | (dict(zip(members, of_members, strict=True)) if len(members) > 1 else {})
+    print_scores(card.metric, found | baselines)
     echo(f"run written to {args.run}")
     return summary, 0
 
 
-def fit_head(
-    args: TrainArgs, learning_task: LearningTask, train: Samples, val: Samples, device: str
-) -> tuple[LstmHead, Fitted]:
-    """A head as the options define it, with the weights of its best epoch."""
-    task, num_classes = learning_task.labelling.task, learning_task.num_classes
-    config = complete_head(args.head, task)
-    head = build_head(config, learning_task.dims, num_outputs(task, num_classes), seed=args.seed)
-    head.set_statistics(train)
+def fit_members(
+    args: TrainArgs, learning_task: LearningTask, inputs: FoldInputs, device: str
+) -> TrainedModel:
+    """One member for each stream, as the options define it."""
+    task = learning_task.labelling.task
+    objective = Objective(task, learning_task.num_classes, args.metric)
+    head = complete_head(args.head, task)
+    configs = [MemberConfig(stream, head, args.train) for stream in streams_of(learning_task.inputs)]
+    clips = replace(learning_clips(learning_task, args.seed), folds=inputs.folds)
     with progress("epochs") as bar:
-        row = bar.add_task("training", total=args.train.epochs)
-        epochs = fit(
-            head,
-            train,
-            val,
-            args.train,
-            task=task,
-            num_classes=num_classes,
-            seed=args.seed,
-            device=device,
-            metric=args.metric,
-        )
-        return head, fit_best(head, epochs, args.train.patience, on_epoch=lambda _: bar.advance(row))
+        row = bar.add_task("training", total=args.train.epochs * len(inputs.numbers) * len(configs))
+        members = [
+            cross_fit(
+                inputs, config, objective, seed=args.seed, device=device, on_epoch=lambda _: bar.advance(row)
+            )
+            for config in configs
+        ]
+    return TrainedModel(tuple(members), clips, objective)
 
 
 def print_task(learning_task: LearningTask) -> None:
@@ -109,7 +108,7 @@ def print_scores(metric: str, scores: Mapping[str, float]) -> None:
     """Print a table of scores on clips that choices were made on, best first."""
     from rich.table import Table
 
-    table = Table("", f"selection score (optimistic), validation {metric}")
+    table = Table("", f"selection score (optimistic), out-of-fold {metric}")
     for name, value in sorted(scores.items(), key=lambda item: -item[1]):
         table.add_row(name, f"{value:.4f}")
     console().print(table)

@@ -23,7 +23,13 @@ from seqmodel.metrics.classification import class_frequencies
 from seqmodel.metrics.predictions import Predictions, make_predictions
 from seqmodel.runs.card import Card, calibration_clips
 from seqmodel.runs.files import load_split, write_text
-from seqmodel.runs.predict import EvalSubset, clip_labels, eval_subset, predict_rows
+from seqmodel.runs.predict import (
+    EvalSubset,
+    clip_labels,
+    eval_subset,
+    held_out_folds,
+    predict_rows,
+)
 
 STORE_NOTE = "store.txt"
 """File in a folder below `cross`: the path of the store that was evaluated."""
@@ -108,15 +114,17 @@ def _whole(store: Path | str) -> str:
 
 
 def predict(context: EvalContext) -> Predictions:
-    """The run's predictions for the clips of the split, with its own calibration."""
+    """The run's predictions for the clips of the split, with its own calibration; those of clips that it
+    learned from are out of fold."""
     card, table, rows = context.card, context.table, context.eval_subset.rows
     coverage = face_coverage(context.store, rows)
     failed = table.state[rows] == 2
     logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
     measured = np.zeros(len(rows), bool)
     if (~failed).any():
+        known = None if context.is_other_data else held_out_folds(context.run, context.store, rows[~failed])
         logits[~failed], measured[~failed] = predict_rows(
-            context.run, card, context.store, card.labelling, rows[~failed]
+            context.run, card, context.store, card.labelling, rows[~failed], folds=known
         )
     reasons = np.where(measured, "", "no face")
     reasons = np.where(failed, [f"failed: {text}" for text in table.failure[rows]], reasons)

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from seqmodel.config import HeadConfig
-from seqmodel.heads.recurrent import LstmHead
+from features.labels import Task
+from seqmodel.config import MemberConfig
+from seqmodel.heads.ensemble import Ensemble, build_ensemble
 from seqmodel.metrics.calibration import Calibration
+from seqmodel.runs.card import member_from_json
 from seqmodel.training.checkpoint import load_checkpoint, save_checkpoint
 
 ARRAYS = ("indices", "logits", "probabilities", "predicted")
@@ -32,9 +34,11 @@ class FoldResult:
     probabilities: np.ndarray
     predicted: np.ndarray
     setting: str
-    """Name of the chosen setting; '' if training was not possible or no clip was left out."""
-    head: LstmHead | None = None
+    """The chosen members; '' if training was not possible or no clip was left out."""
+    head: Ensemble | None = None
     calibration: Calibration = Calibration()
+    members: tuple[MemberConfig, ...] = ()
+    """Configurations of the head's members."""
 
 
 def fingerprint_of(settings: Mapping[str, Any], arrays: Iterable[Any]) -> str:
@@ -52,24 +56,29 @@ def save_fold(path: Path, result: FoldResult) -> None:
     note: dict[str, Any] = {"setting": result.setting, "calibration": asdict(result.calibration)}
     if result.head is not None:
         tensors |= {f"head.{name}": tensor for name, tensor in result.head.state_dict().items()}
-        note["head"] = {"config": asdict(result.head.config), "streams": list(result.head.dims)}
+        note["members"] = [asdict(member) for member in result.members]
+        note["folds"] = result.head.num_folds
     save_checkpoint(path, tensors, note)
 
 
-def load_fold(path: Path, dims: Mapping[str, int], num_outputs: int) -> FoldResult | None:
+def load_fold(path: Path, dims: Mapping[str, int], task: Task, num_classes: int) -> FoldResult | None:
     """The result in the file of a fold; None if there is no complete file."""
     found = load_checkpoint(path)
     if found is None:
         return None
     tensors, note = found
-    head = None
-    if saved := note.get("head"):
-        config, streams = HeadConfig(**saved["config"]), saved["streams"]
-        head = LstmHead(config, {name: dims[name] for name in streams}, num_outputs)
+    head, members = None, tuple(member_from_json(each) for each in note.get("members", ()))
+    if members:
+        head = build_ensemble(members, dims, task, num_classes, note["folds"])
         head.load_state_dict(
             {k.removeprefix("head."): t for k, t in tensors.items() if k.startswith("head.")}
         )
+        head.eval()
     arrays: dict[str, Any] = {name: tensors[name].numpy() for name in ARRAYS}
     return FoldResult(
-        **arrays, setting=note["setting"], head=head, calibration=Calibration(**note["calibration"])
+        **arrays,
+        setting=note["setting"],
+        head=head,
+        calibration=Calibration(**note["calibration"]),
+        members=members,
     )

@@ -1,11 +1,10 @@
 """Nested cross-validation by subject (evaluate --folds K|loso), for data sets with few subjects.
 
-In each fold the run's head is made again, as `train` or `tune` made it, and the held-out subjects are used
-for the evaluation only. A fifth of the fold's training subjects is its validation: for early stopping, for
-the choice of a setting, and for temperature and threshold. The settings to choose from are those of the run's
-search that depend on nobody's labels (its starting points and random points), or the one of `train`. Labels
-and store are those of the run. The run's own head is not used, because it was chosen on subjects that are
-held out here.
+In each fold the run's model is made again, by the procedure of `train` and `tune`: settings are cross-fitted
+on the fold's training subjects, the members are selected and calibrated by their out-of-fold predictions, and
+the held-out subjects are used for the evaluation only. The settings to choose from are the starting points of
+the run's search, on which nobody's labels had a say, or those of `train`. Labels and store are those of the
+run. The run's own model is not used, because it was chosen on subjects that are held out here.
 
 The encoder is not trained: the features are the store's.
 
@@ -24,16 +23,14 @@ from features.cli import UserError
 from features.datasets import (
     Samples,
     load_samples,
-    only_streams,
     sample_groups,
     select_samples,
-    streams_of,
 )
 from features.maintenance.near_duplicates import COPY_COSINE, near_duplicates
 from features.recipe import GeometryId
 from features.splits import grouped_folds, joined_groups, leave_one_subject_out
 from features.store.table import groups_of
-from seqmodel.config import EvaluateArgs, Metric, TrialConfig
+from seqmodel.config import EvaluateArgs, MemberConfig, Metric
 from seqmodel.evaluation.baselines import identity, majority, simple_baselines
 from seqmodel.evaluation.context import EvalContext, FoldModels, every_labelled, face_coverage
 from seqmodel.evaluation.evaluator import Baseline
@@ -48,24 +45,22 @@ from seqmodel.evaluation.permutation_importance import (
 )
 from seqmodel.evaluation.simple_methods import principal_components, stream_statistics
 from seqmodel.heads.centering import with_centering
-from seqmodel.heads.recurrent import LstmHead, build_head
+from seqmodel.heads.ensemble import Ensemble
 from seqmodel.metrics.calibration import (
-    Calibration,
     Decision,
     decide,
     fit_calibration,
-    negative_log_likelihood,
     parse_threshold_metric,
-    probabilities,
     require_threshold,
 )
-from seqmodel.metrics.classification import class_frequencies, score
+from seqmodel.metrics.classification import class_frequencies
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.runs.card import Card, git_commit, versions
 from seqmodel.runs.settings import load_settings
-from seqmodel.runs.writer import complete_head
+from seqmodel.training.cross_fit import FoldInputs, Objective, assign_folds, average_logits
 from seqmodel.training.design import PERSON, units_of
-from seqmodel.training.loop import fit, fit_best, predict_logits
+from seqmodel.training.loop import predict_logits
+from seqmodel.training.select import fit_ensemble
 from seqmodel.training.task import encoder_leak_warning
 
 Fold = tuple[np.ndarray, np.ndarray]
@@ -73,8 +68,6 @@ Fold = tuple[np.ndarray, np.ndarray]
 Folds = list[Fold]
 
 
-INNER_FOLDS = 5
-"""One part in so many of a fold's training subjects is its validation, as in `train` and `tune`."""
 FINISHED = "finished"
 """Folder, in that of the results, with the results of finished folds until all are done."""
 NOT_TRAINED = "no trained fold"
@@ -86,13 +79,13 @@ def every_clip(context: EvalContext, folds: str) -> EvalContext:
     return replace(every_labelled(context), split=f"folds-{folds}")
 
 
-def dims_of(context: EvalContext, settings: Sequence[TrialConfig]) -> dict[str, int]:
+def dims_of(context: EvalContext, settings: Sequence[MemberConfig]) -> dict[str, int]:
     """Width in the store of each stream that some head reads.
 
     Raises UserError if the store does not have all of them.
     """
-    streams = {name: 0 for setting in settings for name in streams_of(setting.inputs)}
-    missing = set(streams) - set(context.store.streams)
+    streams = {setting.stream for setting in settings}
+    missing = streams - set(context.store.streams)
     if missing:
         raise UserError(
             f"{context.run} reads {', '.join(sorted(missing))}, but {context.store.path} has only "
@@ -166,7 +159,7 @@ def _thresholds(results: Sequence[FoldResult], num_clips: int) -> np.ndarray:
 
 def fit_folds(
     card: Card,
-    settings: Sequence[TrialConfig],
+    settings: Sequence[MemberConfig],
     samples: Samples,
     measured: np.ndarray,
     folds: Folds,
@@ -189,7 +182,8 @@ def fit_folds(
         folder / f"{fingerprint_of(shared | {'seed': seed + number}, fold)}.safetensors"
         for number, fold in enumerate(folds)
     ]
-    saved = [load_fold(path, card.dims, card.num_outputs) for path in paths]
+    classes = len(card.labelling.names)
+    saved = [load_fold(path, card.dims, card.labelling.task, classes) for path in paths]
     after_fit, results = partial(on_fit, saved.count(None) * len(settings)), []
     for number, (fold, path, result) in enumerate(zip(folds, paths, saved, strict=True)):
         if result is None:
@@ -298,7 +292,7 @@ def split_folds(folds: str, labels: np.ndarray, subjects: np.ndarray, seed: int)
 
 def run_fold(
     card: Card,
-    settings: Sequence[TrialConfig],
+    settings: Sequence[MemberConfig],
     samples: Samples,
     measured: np.ndarray,
     train: np.ndarray,
@@ -306,83 +300,62 @@ def run_fold(
     seed: int,
     on_fit: Callable[[], None] = lambda: None,
 ) -> FoldResult:
-    """Choose, train and calibrate on `train`, then predict `held_out`, which is used for nothing else.
+    """Choose, cross-fit and calibrate on `train`, then predict `held_out`, which is used for nothing else.
 
-    on_fit: called after each fit of a head.
+    on_fit: called after each setting.
     Temperature scaling is always applied, so that probabilities of different folds can be ranked together.
     """
     task, names = card.labelling.task, card.labelling.names
     indices = held_out[measured[held_out]]
-    parts = inner_split(samples, train[measured[train]], seed)
-    if parts is None or len(indices) == 0:
-        empty = np.zeros(0, np.int64)
-        return FoldResult(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "")
-    inner_train, inner_val = (select_samples(samples, part) for part in parts)
-    tried: list[tuple[float, str, np.ndarray, LstmHead]] = []
-    for number, setting in enumerate(settings):
-        head, val_logits = _fit_head(setting, card, inner_train, inner_val, seed, on_fit)
-        tried.append((_score(card, val_logits, inner_val.labels), f"setting {number}", val_logits, head))
-    _, name, val_logits, head = max(tried, key=lambda one: one[0])  # the first of equal ones
+    inner = select_samples(samples, train[measured[train]])
+    groups = inner_groups(inner)
+    empty = np.zeros(0, np.int64)
+    nothing = FoldResult(empty, np.zeros((0, card.num_outputs)), np.zeros((0, len(names))), empty, "")
+    if len(indices) == 0 or len(np.unique(inner.labels)) < 2 or len(np.unique(groups)) < 2:
+        return nothing
+    objective = Objective(task, len(names), cast(Metric, card.metric))
+    try:
+        inputs = FoldInputs(inner, assign_folds(inner.labels, groups, seed))
+    except UserError:  # each class has clips in one inner fold only
+        return nothing
+    members = fit_ensemble(inputs, settings, objective, seed=seed, on_fit=on_fit)
+    inner_logits = average_logits([member.logits for member in members], task)
+    known = ~np.isnan(inner_logits[:, 0])
     calibration = fit_calibration(
-        val_logits,
-        inner_val.labels,
+        inner_logits[known],
+        inner.labels[known],
         task,
         threshold_metric=card.calibration.threshold_metric,
         label_names=names,
         always_scale=True,
-        groups=sample_groups(inner_val),
+        groups=groups[known],
     )
-    logits = predict_logits(head, select_samples(samples, indices))
+    model = Ensemble([member.heads for member in members], task).eval()
+    logits = predict_logits(model, select_samples(samples, indices))
     predicted = decide(logits, task, calibration)
-    return FoldResult(indices, logits, predicted.probabilities, predicted.label, name, head, calibration)
-
-
-def inner_split(samples: Samples, train: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """(train, validation) indices of a division of `train` by subject; None if there is only one class.
-
-    A single subject is divided by video, and a single video by clip. Of the divisions, it is the first with
-    every class in both parts; if there is none, with every class in training.
-    """
-    labels, num_classes = samples.labels[train], len(np.unique(samples.labels[train]))
-    clips = samples.clip_ids[train]
-    videos = np.array([clip.rpartition("#")[0] for clip in clips.tolist()], str)
-    groups = next(
-        (one for one in (sample_groups(samples)[train], videos, clips) if len(np.unique(one)) > 1), clips
+    configs = tuple(member.config for member in members)
+    return FoldResult(
+        indices,
+        logits,
+        predicted.probabilities,
+        predicted.label,
+        _name_of(configs),
+        model,
+        calibration,
+        configs,
     )
-    if num_classes < 2:
-        return None
-    parts = grouped_folds(labels, groups, min(INNER_FOLDS, len(np.unique(groups))), seed)
-    classes = [[len(np.unique(labels[part])) for part in both] for both in parts]
-    complete = [each == [num_classes, num_classes] for each in classes]
-    trainable = [each[0] == num_classes for each in classes]
-    best = next((flags.index(True) for flags in (complete, trainable) if any(flags)), 0)
-    return train[parts[best][0]], train[parts[best][1]]
 
 
-def _fit_head(
-    setting: TrialConfig, card: Card, train: Samples, val: Samples, seed: int, on_fit: Callable[[], None]
-) -> tuple[LstmHead, np.ndarray]:
-    """(head with its best epoch's weights, logits of `val`)."""
-    task, classes, streams = card.labelling.task, len(card.labelling.names), streams_of(setting.inputs)
-    dims: dict[str, int] = {name: card.dims[name] for name in streams}
-    head = build_head(complete_head(setting.head, task), dims, card.num_outputs, seed=seed)
-    train, val = only_streams(train, streams), only_streams(val, streams)
-    head.set_statistics(train)
-    metric = cast(Metric, card.metric)
-    epochs = fit(head, train, val, setting.train, task=task, num_classes=classes, seed=seed, metric=metric)
-    fitted = fit_best(head, epochs, setting.train.patience)
-    on_fit()
-    return head, fitted.best.val_logits
+def _name_of(members: Sequence[MemberConfig]) -> str:
+    return ", ".join(f"{member.stream} {member.head.kind}" for member in members)
 
 
-def _score(card: Card, logits: np.ndarray, labels: np.ndarray) -> float:
-    """The run's metric for (N, O) logits; if it is undefined, the mean log-likelihood minus 2, which is
-    lower."""
-    task = card.labelling.task
-    value = score(card.metric, labels, probabilities(logits, task))
-    if np.isfinite(value):
-        return float(value)
-    return -2.0 - negative_log_likelihood(logits, labels, task, Calibration()) / len(labels)
+def inner_groups(samples: Samples) -> np.ndarray:
+    """(N,) str: what inner folds hold out: subjects; the videos of a single subject; the clips of a single
+    video."""
+    videos = np.array([clip.rpartition("#")[0] for clip in samples.clip_ids.tolist()], str)
+    options = (sample_groups(samples), videos, samples.clip_ids)
+    return next((one for one in options if len(np.unique(one)) > 1), samples.clip_ids)
 
 
 def _baselines(
@@ -445,10 +418,10 @@ def _add_baselines(
 
 
 def _notes(card: Card, num_folds: int, num_untrained: int, settings: int, *, some_unknown: bool) -> list[str]:
-    chosen = f"; each fold chose one of {settings} settings, the first of the search" if settings > 1 else ""
+    chosen = f"; each fold chose its members among {settings} settings" if settings > 1 else ""
     found = [
-        f"cross-validation: new heads trained in {num_folds} folds on the store's features, as this run's "
-        f"head was{chosen}. This evaluates the training method, not the weights of this run"
+        f"cross-validation: new models trained in {num_folds} folds on the store's features, as this run's "
+        f"was{chosen}. This evaluates the training method, not the weights of this run"
     ]
     if any(stage.get("stage") == "finetune" and stage.get("kept") for stage in card.stages):
         found.append("the run's encoder was fine-tuned; folds use the store's features, without fine-tuning")

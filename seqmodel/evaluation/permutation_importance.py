@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from features.cli import UserError
-from seqmodel.heads.recurrent import masked_mean_std
+from seqmodel.heads.inputs import masked_mean_std
 from seqmodel.metrics.calibration import Decision
 from seqmodel.metrics.classification import score
 from seqmodel.training.loop import to_tensors
@@ -124,7 +124,7 @@ def _drop(
 
 
 def head_logits(head: Any, x: Arrays, valid: Arrays) -> np.ndarray:
-    """(N,O) float32 of an `LstmHead` in eval mode, 256 clips at a time."""
+    """(N,O) float32 of an `Ensemble` in eval mode, 256 clips at a time."""
     head.eval()
     parts = []
     with torch.inference_mode():

@@ -16,7 +16,7 @@ from seqmodel.metrics.calibration import (
     require_threshold,
 )
 from seqmodel.runs.card import calibration_stage
-from seqmodel.runs.predict import predict_rows
+from seqmodel.runs.predict import held_out_folds, predict_rows
 
 
 def training_store_path(context: EvalContext) -> Path:
@@ -40,12 +40,17 @@ def choose_on_validation(context: EvalContext, new_metric: str, abstain: float) 
             "replace that by a calibration on the run's own validation clips. Use `calibrate "
             "--threshold-metric` instead"
         )
-    validation = open_context(context.run, card, training_store, "val")
-    logits, measured = predict_rows(
-        context.run, card, validation.store, card.labelling, validation.eval_subset.rows
+    parts = [open_context(context.run, card, training_store, split) for split in ("train", "val")]
+    store, table = parts[0].store, parts[0].table
+    rows, labels = (
+        np.concatenate([getattr(part.eval_subset, name) for part in parts]) for name in ("rows", "labels")
     )
-    logits, labels = logits[measured], validation.eval_subset.labels[measured]
-    groups = groups_of(validation.table, validation.eval_subset.rows)[measured]
+    folds = held_out_folds(context.run, store, rows)
+    usable = (folds >= 0) & (table.state[rows] == 1)
+    rows, labels, folds = rows[usable], labels[usable], folds[usable]
+    logits, measured = predict_rows(context.run, card, store, card.labelling, rows, folds=folds)
+    logits, labels = logits[measured], labels[measured]
+    groups = groups_of(table, rows)[measured]
     if len(np.unique(labels)) < 2:
         raise UserError(
             f"the {len(labels)} validation clips with a face in {training_store} have one class only: "

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from features.datasets import Samples, sample_groups
-from features.labels import Task
+from features.datasets import Samples
+from features.labels import Labelling, Task
 from features.splits import grouped_folds
 from features.window_statistics import window_statistics
+from seqmodel.heads.inputs import StreamInput
 from seqmodel.metrics.calibration import (
     Calibration,
     Decision,
@@ -25,7 +26,9 @@ from seqmodel.metrics.calibration import (
     log_odds,
     negative_log_likelihood,
 )
-from seqmodel.metrics.classification import class_frequencies, score
+from seqmodel.metrics.classification import class_frequencies
+from seqmodel.training.cross_fit import FoldInputs, Objective, fold_score
+from seqmodel.training.loop import resolve_metric
 
 METHODS = {"logistic": "Logistic regression", "trees": "Extra trees", "boosting": "Gradient boosting"}
 """Method -> its title."""
@@ -117,18 +120,34 @@ def predict_simple(
 
 
 def baseline_scores(
-    train: Samples, val: Samples, task: Task, label_names: tuple[str, ...], metric: str
+    inputs: FoldInputs, groups: np.ndarray, labelling: Labelling, objective: Objective
 ) -> dict[str, float]:
-    """Validation score of each quick baseline by name: `majority`, `logistic_<stream>`."""
-    known, components = train.labels >= 0, principal_components(train, 0)
-    groups, classes = sample_groups(train)[known], len(label_names)
-    predicted = {"majority": np.tile(class_frequencies(train.labels, classes), (len(val), 1))}
-    of_train, of_val = (stream_statistics(samples, components) for samples in (train, val))
-    for name in train.x:
-        given = of_train[name][known], train.labels[known], groups, of_val[name]
-        decision = predict_simple("logistic", *given, task=task, label_names=label_names)
-        predicted |= {f"logistic_{name}": decision.probabilities} if decision else {}
-    return {name: score(metric, val.labels, p) for name, p in predicted.items()}
+    """Out-of-fold score of each quick baseline by name, on the folds of the model: `majority`,
+    `logistic_<stream>`. groups: (N,) str."""
+    samples, classes = inputs.samples, objective.num_classes
+    names = ["majority", *(f"logistic_{name}" for name in samples.x)]
+    predicted = {name: np.full((len(samples), classes), np.nan) for name in names}
+    for number in inputs.numbers:
+        held_out = inputs.folds == number
+        predicted["majority"][held_out] = class_frequencies(samples.labels[~held_out], classes)
+        for stream in samples.x:
+            train, other = inputs.windows(number, StreamInput(stream, samples.x[stream].shape[-1], WIDEST))
+            seen = np.asarray(samples.valid[stream]).any(axis=1) & ~held_out
+            of_train, of_other = (window_statistics(part.z, part.valid) for part in (train, other))
+            decision = predict_simple(
+                "logistic",
+                of_train,
+                train.labels,
+                groups[seen],
+                of_other,
+                task=objective.task,
+                label_names=labelling.names,
+            )
+            if decision is not None:
+                predicted[f"logistic_{stream}"][held_out] = decision.probabilities
+    metric = resolve_metric(objective.metric, objective.task)
+    scores = {name: fold_score(p, samples.labels, inputs.folds, metric) for name, p in predicted.items()}
+    return {name: value for name, value in scores.items() if np.isfinite(value)}
 
 
 def _model(method: str, strength: float, num_columns: int, seed: int) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from features.cli import UserError
 from features.recipe import to_json
 from seqmodel.encoders.engine import convert_network, import_openvino
-from seqmodel.heads.recurrent import LstmHead
+from seqmodel.heads.ensemble import Ensemble
 from seqmodel.runs.card import Card, card_to_json
 
 OPSET = 18
@@ -24,7 +24,7 @@ OPSET = 18
 class FlatHead(nn.Module):
     """A head with positional inputs: for each stream its values (B, T, D), then its validity (B, T)."""
 
-    def __init__(self, head: LstmHead) -> None:
+    def __init__(self, head: Ensemble) -> None:
         super().__init__()
         self.head = head
 

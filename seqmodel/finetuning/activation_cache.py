@@ -39,7 +39,6 @@ class ActivationDataset:
     """(N,V,T,c,h,w) of the float16 file. It is read, not memory-mapped, so memory does not grow with its
     size."""
     valid: dict[str, np.ndarray]
-    geometry: np.ndarray | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -60,12 +59,8 @@ class ActivationDataset:
         return len(self.clips)
 
     def batch(self, indices: np.ndarray, version: int = 0) -> Batch:
-        """(x, valid, labels) of these clips: x["activations"] float16 (B,T,c,h,w) of one version, and
-        x["geometry"] if the head reads it.
-        """
+        """(x, valid, labels) of these clips: x["activations"] float16 (B,T,c,h,w) of one version."""
         x = {"activations": np.stack([self._clip(int(index), version) for index in indices])}
-        if self.geometry is not None:
-            x["geometry"] = self.geometry[indices]
         return x, {name: mask[indices] for name, mask in self.valid.items()}, self.labels[indices]
 
     def _clip(self, index: int, version: int) -> np.ndarray:
@@ -195,7 +190,7 @@ class ActivationCache:
                 marks.flush()
                 yield row
 
-    def source(self, geometry: np.ndarray | None) -> ActivationDataset:
+    def source(self) -> ActivationDataset:
         """The complete cache as a dataset."""
         valid = {"activations" if k == "crops" else k: mask for k, mask in self.clips.valid.items()}
-        return ActivationDataset(self.clips, self.folder / ACTIVATIONS, self.shape, valid, geometry)
+        return ActivationDataset(self.clips, self.folder / ACTIVATIONS, self.shape, valid)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seqmodel.encoders.backbone import Encoder
 from seqmodel.encoders.bn_folding import fold_norms
-from seqmodel.heads.recurrent import LstmHead
+from seqmodel.heads.ensemble import Ensemble
 
 
 class CnnLstm(nn.Module):
@@ -21,7 +21,7 @@ class CnnLstm(nn.Module):
     block, instead of x["crops"]: the blocks before it are frozen, and their outputs are cached.
     """
 
-    def __init__(self, encoder: Encoder, head: LstmHead, first_block: int = 0) -> None:
+    def __init__(self, encoder: Encoder, head: Ensemble, first_block: int = 0) -> None:
         super().__init__()
         self.encoder = encoder
         fold_norms(encoder)
@@ -47,7 +47,7 @@ class CnnLstm(nn.Module):
             # With several processes, each must have a gradient for every weight: here zeros.
             embeddings = embeddings + 0 * self.embed(frames[:1, 0], name).sum()
         if self.training and self.noise > 0:
-            spread = self.head.get_buffer("std_embeddings")
+            spread = self.head.spread("embeddings")
             embeddings = embeddings + self.noise * spread * torch.randn_like(embeddings)
         others = {stream: values for stream, values in x.items() if stream != name}
         seen = {stream: m for stream, m in valid.items() if stream != name}

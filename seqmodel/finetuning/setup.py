@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from features.cli import UserError, echo, log_warning, progress
-from features.datasets import CropClips, load_samples
+from features.datasets import CropClips
 from features.recipe import Part, Recipe, fingerprint, require_equal
 from features.store.store import FeatureStore
 from seqmodel.config import FinetuneArgs, FinetuneConfig, TrainConfig
@@ -29,10 +29,10 @@ from seqmodel.finetuning.activation_cache import (
 from seqmodel.finetuning.augmentation import Augmentation
 from seqmodel.finetuning.distributed import DistributedContext
 from seqmodel.finetuning.network import CnnLstm
-from seqmodel.heads.recurrent import LstmHead
+from seqmodel.heads.ensemble import Ensemble
 from seqmodel.runs.card import Card, load_card
 from seqmodel.runs.files import WEIGHTS, load_split, load_weights
-from seqmodel.runs.predict import inputs_of
+from seqmodel.runs.predict import load_ensemble
 
 BYTES_PER_CROP = 17_000
 """Measured size of a JPEG crop of 224 pixels at quality 95; for the estimate of what `--crops jpeg` needs."""
@@ -94,8 +94,8 @@ def open_setup(args: FinetuneArgs) -> FinetuneSetup:
     card = load_card(args.run)
     if card.recipe.pixels is None:
         raise UserError(f"{args.run} was trained on imported features: it has no encoder to train")
-    if "embeddings" not in card.dims:
-        raise UserError(f"{args.run} reads {', '.join(card.dims)} only: it has no encoder to train")
+    if not any(member.stream == "embeddings" and member.head.kind != "trees" for member in card.members):
+        raise UserError(f"{args.run} has no recurrent member that reads embeddings: no encoder to train")
     if card.center != "none":
         raise UserError(
             f"{args.run} was trained with --center {card.center}, which finetune does not support: train it "
@@ -107,8 +107,9 @@ def open_setup(args: FinetuneArgs) -> FinetuneSetup:
     require_equal(card.recipe, store.recipe, parts, where=f"run {args.run} with store {path}")
     weights = load_weights(args.run)
     encoder = encoder_of(card.recipe.encoder, weights.get("encoder"))
-    head = LstmHead(card.head, card.dims, card.num_outputs)
-    head.load_state_dict(weights["head"])
+    # The head that has not seen the people of the first fold, which is validation here.
+    ensemble, index = load_ensemble(card, weights["head"]), member_to_tune(card)
+    head = Ensemble([ensemble.heads(index)[:1]], card.labelling.task)
     first_block = args.unfreeze_from
     if first_block is None:
         first_block = 0 if args.preset == "seed" else DEFAULT_FIRST_BLOCK[card.recipe.encoder.name]
@@ -116,11 +117,9 @@ def open_setup(args: FinetuneArgs) -> FinetuneSetup:
         raise UserError(f"--unfreeze-from must be 0 to {len(encoder.blocks)}, got {first_block}")
     rows = {subset: _rows_of(args.run, store, subset) for subset in ("train", "val")}
     require_crops(store, np.concatenate(list(rows.values())))
-    clips = {
-        subset: CropClips(store, card.labelling, found, inputs_of(card)) for subset, found in rows.items()
-    }
+    clips = {subset: CropClips(store, card.labelling, found) for subset, found in rows.items()}
     model = CnnLstm(encoder, head, first_block)
-    loss = SEED_LOSS if args.preset == "seed" else card.train
+    loss = SEED_LOSS if args.preset == "seed" else card.members[index].train
     return FinetuneSetup(
         args.run, card, store, model, clips["train"], clips["val"], config, first_block, loss
     )
@@ -219,7 +218,7 @@ def settings_hash(setup: FinetuneSetup, args: FinetuneArgs) -> str:
         "clips": [clips.clip_ids.tolist() for clips in (setup.train, setup.val)],
         "labels": [clips.labels.tolist() for clips in (setup.train, setup.val)],
         "labelling": dataclasses.asdict(setup.card.labelling),
-        "head": dataclasses.asdict(setup.card.head),
+        "members": [dataclasses.asdict(member) for member in setup.card.members],
         "loss": dataclasses.asdict(setup.loss),
         "metric": setup.card.metric,
     }
@@ -234,9 +233,13 @@ def start_of(setup: FinetuneSetup) -> str:
     return " ".join(parts)
 
 
-def augmentation_of(setup: FinetuneSetup) -> Augmentation:
-    """Augmentation of the crops; without mirroring if the head reads geometry, which is not mirrored."""
-    return Augmentation(flip=0.0) if "geometry" in setup.card.dims else Augmentation()
+def member_to_tune(card: Card) -> int:
+    """Index of the first recurrent member that reads embeddings: the encoder is tuned under its head."""
+    return next(
+        index
+        for index, member in enumerate(card.members)
+        if member.stream == "embeddings" and member.head.kind != "trees"
+    )
 
 
 def _open_caches(setup: FinetuneSetup, args: FinetuneArgs, crop_px: int) -> list[ActivationCache]:
@@ -285,11 +288,8 @@ def activation_datasets(
         rows = np.arange(len(clips))[distributed.rank :: distributed.size]
         with progress() as bar:
             task = bar.add_task(f"activations, {subset}", total=len(rows), visible=distributed.is_main)
-            for _ in cache.fill(run, rows, augmentation_of(setup), args.seed):
+            for _ in cache.fill(run, rows, Augmentation(), args.seed):
                 bar.advance(task)
         distributed.barrier()
-        geometry = None
-        if "geometry" in setup.card.dims:
-            geometry = load_samples(setup.store, setup.card.labelling, clips.rows, "geometry").x["geometry"]
-        sources.append(cache.source(geometry))
+        sources.append(cache.source())
     return sources[0], sources[1]

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from features.cli import UserError
 from features.datasets import CropClips
-from seqmodel.config import FinetuneConfig, TrainConfig
+from seqmodel.config import FinetuneConfig
 from seqmodel.finetuning.activation_cache import ActivationDataset
 from seqmodel.finetuning.augmentation import Augmentation, augment_clip
 from seqmodel.finetuning.distributed import DistributedContext
@@ -240,7 +240,7 @@ class EndToEnd:
         torch.manual_seed(seed_of(self.seed, self.state.epoch, self.state.step, position))
         inputs, masks = self._moved(x), self._moved(valid)
         if self.augmentation is not None:
-            inputs, masks = augment_features(inputs, masks, self.objective.loss, self.model.head)
+            inputs, masks = augment_features(inputs, masks, self.objective.loss, {})
         with self.autocast():
             logits = wrapped(inputs, masks)
         target = torch.from_numpy(np.asarray(labels)).to(self.distributed.device)
@@ -266,11 +266,8 @@ class EndToEnd:
         config, state, scale = self.config, self.state, 1.0
         if not self.trains_head_only:
             done = (state.epoch - config.head_only_epochs) * self.num_steps + state.step
-            schedule, losses = (
-                TrainConfig(scheduler=config.scheduler),
-                [epoch.val_loss for epoch in state.history],
-            )
-            scale = lr_scale(schedule, done, config.epochs * self.num_steps, losses)
+            losses = [epoch.val_loss for epoch in state.history]
+            scale = lr_scale(config.scheduler, done, config.epochs * self.num_steps, losses)
         set_rate(self.optimizer, scale)
         self.scaler.unscale_(self.optimizer)
         trainable = [

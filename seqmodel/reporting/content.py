@@ -34,7 +34,7 @@ from seqmodel.reporting.umap_projection import UmapJob
 from seqmodel.reporting.worst_errors import hardest_clips
 from seqmodel.runs.card import Card
 from seqmodel.runs.files import read_log
-from seqmodel.runs.predict import eval_subset, open_inputs
+from seqmodel.runs.predict import eval_subset, held_out_folds, open_inputs, parts_by_fold
 
 BEST_TRIALS = 5
 
@@ -147,10 +147,18 @@ def group_importance(result: EvaluationResult, context: EvalContext, seed: int) 
     if len(np.unique(p.labels[indices])) < 2:
         return []
     rows = context.eval_subset.rows[indices]
-    head, samples = open_inputs(context.run, card, context.store, card.labelling, rows)
+    model, samples = open_inputs(context.run, card, context.store, card.labelling, rows)
+
+    known = -np.ones(len(rows), int)
+    if not context.is_other_data:
+        known = held_out_folds(context.run, context.store, rows)
 
     def predict(x: Arrays, valid: Arrays) -> Decision:
-        return decide(head_logits(head, x, valid), result.task, card.calibration)
+        logits = np.zeros((len(rows), card.num_outputs))
+        for part, inside in parts_by_fold(model, known):
+            arrays = ({name: each[inside] for name, each in given.items()} for given in (x, valid))
+            logits[inside] = head_logits(part, *arrays)
+        return decide(logits, result.task, card.calibration)
 
     groups = feature_groups(card.dims, features)
     with progress("groups") as bar:

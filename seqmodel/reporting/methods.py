@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from features.store.data_statement import DataStatement, as_text
+from seqmodel.config import MemberConfig
 from seqmodel.evaluation.evaluator import EvaluationResult
 from seqmodel.reporting.text import TITLES, metrics_intro
 from seqmodel.runs.card import Card
@@ -56,9 +57,20 @@ def _design(result: EvaluationResult, card: Card, num_trials: int) -> str:
     metric = TITLES[card.metric][0] if card.metric in TITLES else card.metric
     stages = ", ".join(str(stage.get("stage")) for stage in card.stages if stage.get("kept", True))
     return (
-        f"Design: {card.split_description}; evaluated on {result.split}. Model: {card.head.kind.upper()} "
-        f"with {card.head.hidden} hidden units and {card.head.pooling} pooling, trained with AdamW for at "
-        f"most {card.train.epochs} epochs, seed {card.seed}, and chosen by {metric} on validation (settings: "
-        f"{f'the best of {num_trials} trials of a search' if num_trials else 'no search'}; stages: "
-        f"{stages or 'head'})."
+        f"Design: {card.split_description}; evaluated on {result.split}. Model: mean of "
+        f"{len(card.members)} members ({'; '.join(map(_member, card.members))}), each with {card.num_folds} "
+        f"models fitted without one fold of people, seed {card.seed}, chosen by {metric} out of fold "
+        f"(settings: {f'the best of {num_trials} trials of a search' if num_trials else 'no search'}; "
+        f"stages: {stages or 'head'})."
+    )
+
+
+def _member(member: MemberConfig) -> str:
+    """A member in a few words."""
+    head, train = member.head, member.train
+    if head.kind == "trees":
+        return f"extremely randomised trees on window statistics of {member.stream}"
+    return (
+        f"{head.kind.upper()} on {member.stream} with {head.hidden} hidden units and {head.pooling} pooling, "
+        f"trained with AdamW for {train.epochs} epochs"
     )

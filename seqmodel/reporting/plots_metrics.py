@@ -5,6 +5,7 @@ Each function returns a Matplotlib figure.
 Shapes: N clips, C classes.
 """
 
+import itertools
 from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -181,34 +182,32 @@ def reliability_plot(labels: np.ndarray, before: np.ndarray, after: np.ndarray) 
 
 
 def learning_plot(stages: Sequence[tuple[str, Sequence[dict[str, Any]]]], metric: str) -> "Figure":
-    """Loss and selection score (on validation) by epoch, one stage after the other.
+    """Loss and selection score (held out) by epoch, one stage after the other; a line for each fold.
 
     entries: lines of log.jsonl.
     """
-    with drawing(4.6, 4.2, (1, 1)) as (figure, (loss_axes, score_axes)):
+    with drawing(4.6, 4.6, (1, 1)) as (figure, (loss_axes, score_axes)):
         start = 0
         for k, (title, entries) in enumerate(stages):
-            epochs = start + np.arange(len(entries)) + 1
-            colour = class_colour(k)
-            for key, dash in (("train_loss", "--"), ("val_loss", "-")):
-                values = _column(entries, key)
+            folds = [list(part) for _, part in itertools.groupby(entries, lambda entry: entry.get("fold"))]
+            look: dict[str, Any] = {"color": class_colour(k), "linewidth": 1.0 if len(folds) > 1 else 1.8}
+            for number, part in enumerate(folds):
+                epochs = start + np.arange(len(part)) + 1
+                marker = "o" if len(epochs) < 3 else None
+                for key, dash in (("train_loss", "--"), ("val_loss", "-")):
+                    values = _column(part, key)
+                    label = f"{title}, {key.removesuffix('_loss')}" if number == 0 else None
+                    if values is not None:
+                        loss_axes.plot(epochs, values, dash, label=label, marker=marker, **look)
+                values = _column(part, "val_score")
                 if values is not None:
-                    loss_axes.plot(
-                        epochs,
-                        values,
-                        dash,
-                        color=colour,
-                        label=f"{title}, {key.removesuffix('_loss')}",
-                        marker="o" if len(epochs) < 3 else None,
-                    )
-            values = _column(entries, "val_score")
-            if values is not None:
-                score_axes.plot(epochs, values, color=colour, label=title, marker="o", markersize=3.5)
-            start += len(entries)
+                    score_axes.plot(epochs, values, marker=marker, **look)
+            start += max(len(part) for part in folds)
         loss_axes.set(ylabel="loss")
         score_axes.set(xlabel="epoch", ylabel=f"selection score\n(optimistic), {metric}")
         score_axes.xaxis.get_major_locator().set_params(integer=True)
-        _legend(loss_axes, "best")
+        if loss_axes.get_legend_handles_labels()[0]:
+            loss_axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=7)
     return figure
 
 

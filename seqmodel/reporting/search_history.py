@@ -43,7 +43,6 @@ def trials_of(run: Path) -> list[Trial]:
         Trial(
             trial.number,
             trial.value if trial.state == optuna.trial.TrialState.COMPLETE else None,
-            # Trials report the best score so far to the pruner; the curve needs the score of each epoch.
             tuple(float(value) for value in trial.user_attrs.get("val_curve", ())),
             # Epochs are counted from 1, folds from 0.
             0 in trial.intermediate_values,

@@ -499,7 +499,14 @@ def recipe_rows(card: Card) -> list[tuple[str, str]]:
 def run_rows(card: Card) -> list[tuple[str, str]]:
     """(name, value) of the settings and versions that made the run."""
     rows = [
-        ("head", ", ".join(f"{k.replace('_', ' ')} {as_text(v)}" for k, v in vars(card.head).items())),
+        *[
+            (
+                f"member {number}: {member.stream}",
+                ", ".join(f"{k.replace('_', ' ')} {as_text(v)}" for k, v in vars(member.head).items()),
+            )
+            for number, member in enumerate(card.members, start=1)
+        ],
+        ("heads of each member", f"{card.num_folds}, each trained without one fold of people"),
         ("selection metric", card.metric),
         ("seed", str(card.seed)),
         ("split hash", card.split_hash),

@@ -18,12 +18,12 @@ from features.cli import UserError
 from features.labels import Labelling
 from features.recipe import Recipe, from_json
 from features.store.data_statement import DataStatement
-from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.config import HeadConfig, MemberConfig, TrainConfig
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.runs.files import CALIBRATION_CLIPS, CARD, read_csv, read_json, write_json
 from seqmodel.training.design import StudyDesign
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the card's fields."""
 
 
@@ -33,10 +33,12 @@ class Card:
 
     recipe: Recipe
     labelling: Labelling
-    head: HeadConfig
-    train: TrainConfig
+    members: tuple[MemberConfig, ...]
+    """Members of the ensemble, with equal weights."""
+    num_folds: int
+    """Heads of each member."""
     dims: dict[str, int]
-    """Streams that the head reads -> dimension of one frame's vector."""
+    """Streams that the members read -> dimension of one frame's vector."""
     store: str
     """Path of the store that it was trained on, as given on the command line."""
     store_fingerprint: str
@@ -45,9 +47,11 @@ class Card:
     split_hash: str
     seed: int
     metric: str
-    """Metric that was maximised on validation."""
+    """Metric that was maximised out of fold."""
     training_class_frequencies: tuple[float, ...]
     """Relative frequency of each class in the training clips."""
+    member_scores: tuple[float, ...] = ()
+    """Out-of-fold score of each member, for which it was selected."""
     calibration: Calibration = Calibration()
     numerics: dict[str, Any] = field(default_factory=dict)
     """The store's numerics: recorded, never compared."""
@@ -90,7 +94,7 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
     labelling, calibration = fields["labelling"], fields["calibration"]
     names, sources = tuple(labelling["names"]), tuple(map(tuple, labelling["sources"]))
     abstain = tuple(calibration["abstain"]) if calibration["abstain"] else None
-    lists = ("stages", "test_evaluations", "warnings", "training_class_frequencies")
+    lists = ("stages", "test_evaluations", "warnings", "training_class_frequencies", "member_scores")
     return Card(
         **{name: value for name, value in fields.items() if name != "schema"}
         | {name: tuple(fields[name]) for name in lists}
@@ -99,11 +103,15 @@ def card_from_json(fields: Mapping[str, Any]) -> Card:
             "design": StudyDesign(**fields.get("design", {})),
             "data_statement": DataStatement(**fields.get("data_statement", {})),
             "labelling": Labelling(**labelling | {"names": names, "sources": sources}),
-            "head": HeadConfig(**fields["head"]),
-            "train": TrainConfig(**fields["train"]),
+            "members": tuple(map(member_from_json, fields["members"])),
             "calibration": Calibration(**calibration | {"abstain": abstain}),
         }
     )
+
+
+def member_from_json(fields: Mapping[str, Any]) -> MemberConfig:
+    """A member's configuration from `dataclasses.asdict`."""
+    return MemberConfig(fields["stream"], HeadConfig(**fields["head"]), TrainConfig(**fields["train"]))
 
 
 def save_card(run: Path, card: Card) -> None:

@@ -1,8 +1,9 @@
 """The run directory: all that a trained model needs. It can be moved and has no pickle files.
 
     card.json            Card: training, calibration and metrics of the model
-    weights.safetensors  head.* and, after fine-tuning, encoder.*
-    split.csv            clip_id, subject, split of every clip, failed ones included
+    weights.safetensors  head.member.M.fold.K.* and, after fine-tuning, encoder.*
+    split.csv            clip_id, subject, split of every clip, failed ones included; fold: whose head has not
+                         seen its person ('' = no head)
     detector/            the face detector files (and landmarker) by name
     settings.json        the settings that folds choose from (see settings.py)
     calibrated_on.csv    clip_id, subject of the clips that `calibrate` fitted on
@@ -36,8 +37,6 @@ CALIBRATION_CLIPS = "calibrated_on.csv"
 SETTINGS = "settings.json"
 LOG = "log.jsonl"
 STUDY = "study.log"
-ARTIFACTS = "artifacts"
-"""Folder with the checkpoints of a search's best trials."""
 
 
 def require_free(run: Path) -> None:
@@ -53,7 +52,7 @@ def require_free(run: Path) -> None:
     there = {path.name for path in run.iterdir() if not path.name.startswith(".")}
     if "zarr.json" in there:
         raise UserError(f"{run} is a store: give another folder for the run")
-    if there and not there & {CARD, WEIGHTS, SPLIT, LOG, STUDY, ARTIFACTS}:
+    if there and not there & {CARD, WEIGHTS, SPLIT, LOG, STUDY}:
         some = ", ".join(sorted(there)[:3])
         raise UserError(f"{run} has other files ({some}, …) and no run: give another folder for the run")
 
@@ -87,9 +86,17 @@ def load_weights(run: Path) -> "dict[str, dict[str, torch.Tensor]]":
     return parts
 
 
-def save_split(run: Path, clip_ids: Sequence[str], subjects: Sequence[str], splits: Sequence[str]) -> None:
-    """Write split.csv, atomically."""
-    write_csv(run / SPLIT, [("clip_id", "subject", "split"), *zip(clip_ids, subjects, splits, strict=True)])
+def save_split(
+    run: Path,
+    clip_ids: Sequence[str],
+    subjects: Sequence[str],
+    splits: Sequence[str],
+    folds: Mapping[str, int],
+) -> None:
+    """Write split.csv, atomically. folds: clip_id -> fold in which the clip is held out; others have none."""
+    found = [str(folds.get(clip, "")) for clip in clip_ids]
+    header = ("clip_id", "subject", "split", "fold")
+    write_csv(run / SPLIT, [header, *zip(clip_ids, subjects, splits, found, strict=True)])
 
 
 def load_split(run: Path) -> dict[str, tuple[str, str]]:
@@ -100,6 +107,21 @@ def load_split(run: Path) -> dict[str, tuple[str, str]]:
             f"{run} has no {SPLIT}: the train/val/test split of its clips is not known; train the run again"
         )
     return {row["clip_id"]: (row["subject"], row["split"]) for row in read_csv(path)}
+
+
+def load_folds(run: Path) -> dict[str, int]:
+    """clip_id -> fold in which the clip is held out, from split.csv; clips that no fold holds out are not in
+    it."""
+    rows = read_csv(run / SPLIT) if (run / SPLIT).is_file() else []
+    return {row["clip_id"]: int(row["fold"]) for row in rows if row.get("fold")}
+
+
+def keep_first_fold(run: Path) -> None:
+    """Remove all folds but the first from split.csv: a tuned encoder has seen the people of the others."""
+    rows = read_csv(run / SPLIT)
+    kept = {row["clip_id"]: 0 for row in rows if row["fold"] == "0"}
+    clips, subjects, splits = ([row[name] for row in rows] for name in ("clip_id", "subject", "split"))
+    save_split(run, clips, subjects, splits, kept)
 
 
 def keep_model_file(run: Path, source: Path, name: str) -> None:

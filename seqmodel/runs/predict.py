@@ -18,16 +18,16 @@ import numpy as np
 import torch
 
 from features.cli import UserError
-from features.datasets import CropClips, Samples, load_samples
+from features.datasets import CropClips, Samples, load_samples, select_samples
 from features.labels import Labelling, class_indices
 from features.recipe import Part, differences, require_equal
 from features.store.store import FeatureStore
 from features.store.table import ClipTable, groups_of
 from seqmodel.heads.centering import STREAM, subtract_mean, with_centering
-from seqmodel.heads.recurrent import LstmHead
+from seqmodel.heads.ensemble import Ensemble, build_ensemble
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.runs.card import Card
-from seqmodel.runs.files import load_weights, read_csv, write_csv
+from seqmodel.runs.files import load_folds, load_weights, read_csv, write_csv
 from seqmodel.runs.run_encoder import open_run_engine
 from seqmodel.training.loop import predict_logits, to_tensors
 
@@ -130,15 +130,14 @@ def _is_calibration_clip(table: ClipTable, calibration_clips: Mapping[str, str])
 
 def open_inputs(
     run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray
-) -> tuple[LstmHead, Samples]:
-    """A run's head, and its inputs for rows of a store: cached features, or crops embedded with the run's
+) -> tuple[Ensemble, Samples]:
+    """A run's model, and its inputs for rows of a store: cached features, or crops embedded with the run's
     encoder.
 
     Raises UserError with the differing fields if the recipes of run and store differ.
     """
     weights = load_weights(run)
-    head = LstmHead(card.head, card.dims, card.num_outputs)
-    head.load_state_dict(weights["head"])
+    model = load_ensemble(card, weights["head"])
     parts: list[Part] = ["pixels", "geometry"] if "geometry" in card.dims else ["pixels"]
     where = f"run {run} with store {store.path}"
     differs = differences(card.recipe, store.recipe, ["encoder"]) if "embeddings" in card.dims else []
@@ -150,28 +149,61 @@ def open_inputs(
                 f"recipes differ ({where}): {'; '.join(differs)}; and the store keeps no crops that the "
                 "run's own encoder could embed. Extract with --crops jpeg, or use finetune --re-extract"
             )
-        return head, _embedded_again(run, card, store, labelling, rows)
+        return model, _embedded_again(run, card, store, labelling, rows)
     if "embeddings" in card.dims:
         parts.append("encoder")
     require_equal(card.recipe, store.recipe, parts, where=where)
     samples = load_samples(store, labelling, rows, inputs_of(card))
-    return head, with_centering(samples, card.center, store)
+    return model, with_centering(samples, card.center, store)
+
+
+def load_ensemble(card: Card, weights: Mapping[str, torch.Tensor]) -> Ensemble:
+    """A run's model with its weights, in eval mode."""
+    names = len(card.labelling.names)
+    model = build_ensemble(card.members, card.dims, card.labelling.task, names, card.num_folds)
+    model.load_state_dict(dict(weights))
+    return model.eval()
+
+
+def held_out_folds(run: Path, store: FeatureStore, rows: np.ndarray) -> np.ndarray:
+    """(N,) fold whose heads have not seen the person of each row, for rows that the run learned from; −1 for
+    others, which all heads predict together."""
+    folds = load_folds(run)
+    return np.array([folds.get(clip, -1) for clip in store.table().clip_id[rows].tolist()], np.int64)
 
 
 def predict_rows(
-    run: Path, card: Card, store: FeatureStore, labelling: Labelling, rows: np.ndarray, device: str = "cpu"
+    run: Path,
+    card: Card,
+    store: FeatureStore,
+    labelling: Labelling,
+    rows: np.ndarray,
+    *,
+    folds: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """((N, O) float32 logits, (N,) bool measured) of rows of a store.
+
+    folds: `held_out_folds` of the rows, for clips that the run learned from: each is predicted by the heads
+    of its fold alone. Default: all heads predict all rows.
 
     A row is measured if a stream that the head reads is valid in some frame; the logits of others are NaN.
     Raises UserError as `open_inputs`.
     """
-    head, samples = open_inputs(run, card, store, labelling, rows)
+    model, samples = open_inputs(run, card, store, labelling, rows)
     measured = np.any([np.asarray(mask).any(axis=1) for mask in samples.valid.values()], axis=0)
     logits = np.full((len(rows), card.num_outputs), np.nan, np.float32)
-    logits[:] = predict_logits(head, samples, CLIPS_AT_ONCE, device=device)
+    for part, indices in parts_by_fold(model, np.full(len(rows), -1) if folds is None else folds):
+        logits[indices] = predict_logits(part, select_samples(samples, indices), CLIPS_AT_ONCE)
     logits[~measured] = np.nan
     return logits, measured
+
+
+def parts_by_fold(model: Ensemble, folds: np.ndarray) -> list[tuple[Ensemble, np.ndarray]]:
+    """(model, indices) for each fold in folds (N,): the heads of that fold; for −1 all heads."""
+    return [
+        (model if number < 0 else model.of_fold(number).eval(), np.flatnonzero(folds == number))
+        for number in np.unique(folds).tolist()
+    ]
 
 
 def prefix_logits(
@@ -183,13 +215,14 @@ def prefix_logits(
     track: Callable[[range], Iterable[int]] = iter,
 ) -> tuple[np.ndarray, np.ndarray]:
     """((n, T, O) float32, (n, T) bool): logits of the prefix of the window that ends at each frame, and which
-    frames are valid in any stream.
+    frames are valid in any stream. A clip that the run learned from is predicted by the heads of its fold.
 
     As in live, --center window subtracts the mean of the frames so far. track: gives the indices of the clips
     one by one, and may show the progress.
     """
-    head, samples = open_inputs(run, card, store, labelling, rows)
-    head.eval()
+    model, samples = open_inputs(run, card, store, labelling, rows)
+    folds = held_out_folds(run, store, rows)
+    heads = {int(folds[indices[0]]): part for part, indices in parts_by_fold(model, folds)}
     found, seen = [], []
     for index in track(range(len(rows))):
         x, valid, _ = samples.batch(np.array([index]))
@@ -205,6 +238,7 @@ def prefix_logits(
                     whole, measured = np.asarray(x[STREAM][0]), np.asarray(valid[STREAM][0])
                     prefixes = [subtract_mean(whole, measured & mask) for mask in until.numpy()]
                     repeated[STREAM] = torch.from_numpy(np.stack(prefixes))
+                head = heads[int(folds[index])]
                 parts.append(head(repeated, {name: mask & until for name, mask in masks.items()}).float())
         found.append(torch.cat(parts).numpy())
         seen.append(torch.stack([mask[0] for mask in masks.values()]).any(dim=0).numpy())
@@ -240,7 +274,7 @@ def _embedded_again(
 ) -> Samples:
     """The inputs of rows, with embeddings of their stored crops by the run's own encoder, as in live."""
     samples = load_samples(store, labelling, rows, inputs_of(card))
-    crops = CropClips(store, labelling, rows, inputs_of(card))
+    crops = CropClips(store, labelling, rows)
     embed, known = _own_encoder(run, card.recipe.encoder.weights_sha256)
     seen = np.asarray(crops.valid["crops"])
     x = np.zeros((*seen.shape, card.recipe.encoder.dim), np.float16)
@@ -263,5 +297,5 @@ def _own_encoder(run: Path, weights_sha256: str) -> tuple[Any, dict[tuple[str, i
 
 
 def inputs_of(card: Card) -> Literal["embeddings", "geometry", "both"]:
-    """The value of `--inputs` for the streams that a run's head reads."""
+    """The value of `--inputs` for the streams that a run's members read."""
     return "both" if len(card.dims) == 2 else "geometry" if "geometry" in card.dims else "embeddings"

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from seqmodel.config import HeadConfig, TrainConfig, TrialConfig
-from seqmodel.runs.card import Card
+from seqmodel.config import MemberConfig
+from seqmodel.runs.card import Card, member_from_json
 from seqmodel.runs.files import SETTINGS, read_json, write_json
-from seqmodel.runs.predict import inputs_of
 
 
-def save_settings(run: Path, settings: Sequence[TrialConfig]) -> None:
+def save_settings(run: Path, settings: Sequence[MemberConfig]) -> None:
     """Write settings.json, atomically; without settings, delete it."""
     if not settings:
         (run / SETTINGS).unlink(missing_ok=True)
@@ -21,11 +20,8 @@ def save_settings(run: Path, settings: Sequence[TrialConfig]) -> None:
     write_json(run / SETTINGS, [asdict(setting) for setting in settings])
 
 
-def load_settings(run: Path, card: Card) -> tuple[TrialConfig, ...]:
-    """The settings in settings.json; without the file, those of the run's own head."""
+def load_settings(run: Path, card: Card) -> tuple[MemberConfig, ...]:
+    """The settings in settings.json; without the file, those of the run's own members."""
     if not (run / SETTINGS).is_file():
-        return (TrialConfig(card.head, card.train, inputs_of(card)),)
-    return tuple(
-        TrialConfig(HeadConfig(**each["head"]), TrainConfig(**each["train"]), each["inputs"])
-        for each in read_json(run / SETTINGS)
-    )
+        return card.members
+    return tuple(map(member_from_json, read_json(run / SETTINGS)))

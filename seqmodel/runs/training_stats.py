@@ -90,16 +90,17 @@ def measure(
     run: Path, card: Card, store: "FeatureStore", track: Callable[[range], Iterable[int]] = iter
 ) -> TrainingStats:
     """The statistics of the run's training clips in a store."""
-    from seqmodel.runs.predict import open_inputs, predict_rows
+    from seqmodel.runs.predict import held_out_folds, open_inputs, predict_rows
 
     rows = _evenly_spaced(rows_of(run, store, "train"))
-    logits, measured = predict_rows(run, card, store, card.labelling, rows)
+    folds = held_out_folds(run, store, rows)
+    logits, measured = predict_rows(run, card, store, card.labelling, rows, folds=folds)
     p = probabilities(logits[measured], card.labelling.task, card.calibration)
     frames = store.read_frames(rows)
     face_rate = (frames[..., 5] > 0).sum(axis=1) / np.maximum(np.isfinite(frames[..., 0]).sum(axis=1), 1)
     novelty = None
     if "embeddings" in card.dims:
-        mean, std = load_statistics(run)["embeddings"]
+        mean, std = load_statistics(run, card)["embeddings"]
         # The run's own inputs: the embeddings of a fine-tuned encoder are not those of the store.
         _, samples = open_inputs(run, card, store, card.labelling, rows)
         x, valid = samples.x["embeddings"], samples.valid["embeddings"]
@@ -181,13 +182,17 @@ def _percentile_range(values: np.ndarray) -> PercentileRange:
     return PercentileRange(round(float(np.mean(values)), 4), round(float(low), 4), round(float(high), 4))
 
 
-def load_statistics(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and standard deviation (D,) float32 of the training features by stream, from a run or a bundle."""
+def load_statistics(folder: Path, card: Card) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean and standard deviation (D,) float32 of the training features by stream, from a run (those of the
+    first head that reads the stream) or a bundle."""
     from safetensors.numpy import load
 
-    path = folder / STATISTICS if (folder / STATISTICS).is_file() else folder / WEIGHTS
-    if not path.is_file():
+    if (folder / STATISTICS).is_file():
+        tensors = load((folder / STATISTICS).read_bytes())
+        return {name: (tensors[f"{name}.mean"], tensors[f"{name}.std"]) for name in card.dims}
+    if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no checkpoint: {WEIGHTS} is missing")
-    tensors = load(path.read_bytes())
-    names = [key.removeprefix("head.mean_") for key in tensors if key.startswith("head.mean_")]
-    return {name: (tensors[f"head.mean_{name}"], tensors[f"head.std_{name}"]) for name in names}
+    tensors = load((folder / WEIGHTS).read_bytes())
+    streams = [member.stream for member in card.members]
+    prefix = {name: f"head.member.{streams.index(name)}.fold.0.input" for name in card.dims}  # type: ignore[arg-type]
+    return {name: (tensors[f"{key}.mean"], tensors[f"{key}.std"]) for name, key in prefix.items()}

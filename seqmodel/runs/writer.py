@@ -6,8 +6,9 @@ that replace the whole run do so one after the other.
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,16 @@ import torch
 from filelock import FileLock, Timeout
 
 from features.cli import UserError, echo, log_warning, progress
-from features.datasets import labelled_rows, load_samples
+from features.datasets import labelled_rows
 from features.labels import Labelling, Task
 from features.splits import Split, split_hash, subset_by_clip
 from features.store.store import FAILED
 from features.store.table import ClipTable, groups_of
-from seqmodel.config import HeadConfig, TrainConfig, TrialConfig
+from seqmodel.config import HeadConfig, MemberConfig
 from seqmodel.encoders.backbone import encoder_of
 from seqmodel.encoders.model_files import face_model
-from seqmodel.heads.recurrent import LstmHead
-from seqmodel.metrics.calibration import Calibration, fit_calibration
+from seqmodel.heads.ensemble import Ensemble
+from seqmodel.metrics.calibration import Calibration, fit_calibration, probabilities
 from seqmodel.metrics.classification import class_frequencies
 from seqmodel.runs.card import Card, git_commit, load_card, save_card, versions
 from seqmodel.runs.files import (
@@ -44,9 +45,9 @@ from seqmodel.runs.files import (
 from seqmodel.runs.settings import save_settings
 from seqmodel.runs.training_stats import FILE as TRAINING_STATS
 from seqmodel.runs.training_stats import write_training_stats
-from seqmodel.training.design import units_of
-from seqmodel.training.loop import Epoch, Fitted
-from seqmodel.training.task import LearningTask, labels_of
+from seqmodel.training.cross_fit import CrossFit, Objective, average_logits, fold_score
+from seqmodel.training.loop import Epoch, resolve_metric
+from seqmodel.training.task import LearningClips, LearningTask, labels_of
 
 
 def card_lock(run: Path) -> FileLock:
@@ -88,24 +89,47 @@ def complete_head(config: HeadConfig, task: Task) -> HeadConfig:
     return dataclasses.replace(config, shared_thresholds=task == "ordinal")
 
 
+@dataclass(frozen=True)
+class TrainedModel:
+    """The members of a run, fitted on the same folds."""
+
+    members: tuple[CrossFit, ...]
+    clips: LearningClips
+    objective: Objective
+
+    @property
+    def ensemble(self) -> Ensemble:
+        """What the run ships."""
+        return Ensemble([member.heads for member in self.members], self.objective.task)
+
+    @property
+    def logits(self) -> np.ndarray:
+        """(N, O) out-of-fold logits of the ensemble; NaN for clips without any."""
+        return average_logits([member.logits for member in self.members], self.objective.task)
+
+    def scores(self, labels: np.ndarray) -> tuple[float, list[float]]:
+        """Out-of-fold score of the ensemble, and of each member. labels: (N,)."""
+        task, metric = self.objective.task, resolve_metric(self.objective.metric, self.objective.task)
+        found = [self.logits, *(member.logits for member in self.members)]
+        scores = [fold_score(probabilities(z, task), labels, self.clips.folds, metric) for z in found]
+        return scores[0], scores[1:]
+
+
 def write_run(
     run: Path,
     learning_task: LearningTask,
-    head: LstmHead,
-    fitted: Fitted,
-    config: TrainConfig,
+    model: TrainedModel,
     *,
     seed: int,
-    metric: str,
     stage: Mapping[str, Any],
     warnings: Sequence[str] = (),
     center: str = "none",
-    settings: Sequence[TrialConfig] = (),
+    settings: Sequence[MemberConfig] = (),
 ) -> Card:
-    """Write a self-contained run directory for a trained head.
+    """Write a self-contained run directory for a trained model.
 
-    Calibration is fitted on the validation logits of the kept epoch. All results of an earlier run in this
-    folder are deleted, except the times of its evaluations on test. settings: what the head was chosen from.
+    Calibration is fitted on the out-of-fold logits. All results of an earlier run in this folder are deleted,
+    except the times of its evaluations on test. settings: what the members were chosen from.
     """
     run.mkdir(parents=True, exist_ok=True)
     # If the process ends after this, the card has no weights and is rejected; it never has wrong weights.
@@ -118,70 +142,86 @@ def write_run(
         log_warning(text)
         all_warnings.append(text)
 
-    encoder_state = _encoder_state(learning_task, head, warn)
-    _keep_model_files(run, learning_task, head, warn)
+    ensemble = model.ensemble
+    encoder_state = _encoder_state(learning_task, ensemble, warn)
+    _keep_model_files(run, learning_task, ensemble, warn)
     (run / LOG).unlink(missing_ok=True)
-    for epoch in fitted.history:
-        append_log(run, log_entry(epoch, str(stage.get("stage", "head"))))
-    _save_subsets(run, learning_task)
+    log_members(run, model, "head")
+    _save_subsets(run, learning_task, model.clips)
     save_settings(run, settings)
+    value, member_scores = model.scores(labels_of(learning_task, model.clips.rows))
     card = dataclasses.replace(
-        _card(learning_task, head, config, seed, metric),
-        calibration=_calibration(learning_task, head, fitted),
+        _card(learning_task, model, seed),
+        calibration=_calibration(learning_task, model),
+        member_scores=tuple(member_scores),
         center=center,
-        stages=({"stage": "head", "val_score": fitted.best.val_score, "kept": True} | dict(stage),),
+        stages=({"stage": "head", "val_score": value, "kept": True} | dict(stage),),
         warnings=tuple(dict.fromkeys(all_warnings)),
     )
     with card_lock(run):
         card = dataclasses.replace(card, test_evaluations=_test_evaluations(run))
         save_card(run, card)
-    save_weights(run, head.state_dict(), encoder_state)
+    save_weights(run, ensemble.state_dict(), encoder_state)
     _measure_training_stats(run, learning_task.store.path)
     return card
 
 
-def _card(learning_task: LearningTask, head: LstmHead, config: TrainConfig, seed: int, metric: str) -> Card:
+def _card(learning_task: LearningTask, model: TrainedModel, seed: int) -> Card:
     """The card of a run: inputs, labels, split, training and versions."""
-    store, split = learning_task.store, learning_task.split
+    store, split, ensemble = learning_task.store, learning_task.split, model.ensemble
+    labels = labels_of(learning_task, model.clips.rows)
     return Card(
         recipe=store.recipe,
         labelling=learning_task.labelling,
-        head=head.config,
-        train=config,
-        dims=head.dims,
+        members=tuple(member.config for member in model.members),
+        num_folds=ensemble.num_folds,
+        dims=ensemble.dims,
         store=str(store.path),
         store_fingerprint=store.fingerprint(),
         split_description=split.description,
         split_hash=split_hash(split, learning_task.table.clip_id),
         seed=seed,
-        metric=metric,
+        metric=resolve_metric(model.objective.metric, model.objective.task),
         numerics=store.numerics,
         data_statement=store.data_statement,
         design=learning_task.design,
-        training_class_frequencies=tuple(
-            class_frequencies(labels_of(learning_task, split.train), learning_task.num_classes).tolist()
-        ),
+        training_class_frequencies=tuple(class_frequencies(labels, learning_task.num_classes).tolist()),
         versions=versions(),
         git_commit=git_commit(),
     )
 
 
-def _calibration(learning_task: LearningTask, head: LstmHead, fitted: Fitted) -> Calibration:
-    """Calibration fitted on the validation clips with a prediction."""
-    rows, labelling = learning_task.split.val, learning_task.labelling
-    measured = measured_clips(learning_task, rows, head.dims)
-    logits, labels = fitted.best.val_logits[measured], labels_of(learning_task, rows)[measured]
-    groups = units_of(learning_task.table, rows, learning_task.design.unit)[measured]
-    return fit_calibration(logits, labels, labelling.task, label_names=labelling.names, groups=groups)
+def _calibration(learning_task: LearningTask, model: TrainedModel) -> Calibration:
+    """Calibration fitted on the clips with an out-of-fold prediction."""
+    logits, labelling = model.logits, learning_task.labelling
+    known = ~np.isnan(logits[:, 0])
+    labels = labels_of(learning_task, model.clips.rows)[known]
+    groups = model.clips.groups[known]
+    return fit_calibration(logits[known], labels, labelling.task, label_names=labelling.names, groups=groups)
 
 
-def _save_subsets(run: Path, learning_task: LearningTask) -> None:
+def _save_subsets(run: Path, learning_task: LearningTask, clips: LearningClips) -> None:
     table, split = learning_task.table, learning_task.split
     subset_of = subset_by_clip(split, table.clip_id) | subsets_of_failed(
         split, table, learning_task.labelling
     )
     subject_of = dict(zip(table.clip_id.tolist(), table.subject.tolist(), strict=True))
-    save_split(run, list(subset_of), [subject_of[clip] for clip in subset_of], list(subset_of.values()))
+    held_out = clips.folds >= 0
+    folds = dict(
+        zip(table.clip_id[clips.rows[held_out]].tolist(), clips.folds[held_out].tolist(), strict=True)
+    )
+    save_split(
+        run, list(subset_of), [subject_of[clip] for clip in subset_of], list(subset_of.values()), folds
+    )
+
+
+def log_members(run: Path, model: TrainedModel, stage: str) -> None:
+    """Add the epochs of all heads to log.jsonl."""
+    for member in model.members:
+        name = f"{stage}, {member.config.stream} {member.config.head.kind}"
+        for fold, history in enumerate(member.histories):
+            for epoch in history:
+                append_log(run, log_entry(epoch, name) | {"fold": fold})
 
 
 def put_calibration(
@@ -264,14 +304,6 @@ def _test_evaluations(run: Path) -> tuple[str, ...]:
         return ()
 
 
-def measured_clips(learning_task: LearningTask, rows: np.ndarray, streams: Iterable[str]) -> np.ndarray:
-    """(len(rows),) bool: clips in which at least one of these streams is valid in some frame."""
-    samples = load_samples(
-        learning_task.store, learning_task.labelling, rows, learning_task.inputs, mapped=True
-    )
-    return np.any([samples.valid[name][:].any(axis=1) for name in streams], axis=0)
-
-
 def subsets_of_failed(split: Split, table: ClipTable, labelling: Labelling) -> dict[str, str]:
     """Subset of each labelled clip whose extraction failed, by clip_id: that of its subject (or video), else
     the one in the manifest. So failed clips count in the evaluation."""
@@ -326,11 +358,11 @@ def rounded(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def _encoder_state(
-    learning_task: LearningTask, head: LstmHead, warn: Callable[[str], None]
+    learning_task: LearningTask, model: Ensemble, warn: Callable[[str], None]
 ) -> dict[str, torch.Tensor] | None:
     """Weights of the recipe's encoder, so that the run works without its store; None if the run needs
     none."""
-    if learning_task.store.recipe.pixels is None or "embeddings" not in head.dims:
+    if learning_task.store.recipe.pixels is None or "embeddings" not in model.dims:
         return None
     try:
         return dict(encoder_of(learning_task.store.recipe.encoder).state_dict())
@@ -340,14 +372,14 @@ def _encoder_state(
 
 
 def _keep_model_files(
-    run: Path, learning_task: LearningTask, head: LstmHead, warn: Callable[[str], None]
+    run: Path, learning_task: LearningTask, model: Ensemble, warn: Callable[[str], None]
 ) -> None:
     """Copy the detector (and landmarker) files that the recipe names into the run."""
     recipe = learning_task.store.recipe
     if recipe.pixels is None:
         return
     wanted = list(recipe.pixels.detectors)
-    if "geometry" in head.dims and recipe.geometry is not None:
+    if "geometry" in model.dims and recipe.geometry is not None:
         wanted.append(recipe.geometry.model_sha256)
     for sha256 in wanted:
         try:

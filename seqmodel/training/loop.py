@@ -1,15 +1,15 @@
 """The training loop: `fit`, a generator of Epochs, with optimizer and learning-rate schedule.
 
-The caller of the generator does pruning, saving and logging. `fit_best` is the simplest caller: it stops
-early and keeps the best epoch. Every random choice of epoch k depends on (seed, k) alone, and the learning
-rate on (step, validation losses) alone. Fine-tuning shares the losses and the schedule.
+The caller of the generator does pruning, saving and logging. The number of epochs is fixed, and no epoch is
+chosen. Every random choice of epoch k depends on (seed, k) alone, and the learning rate on the step alone.
+Fine-tuning shares the losses and the schedule.
 
-B clips, T frames, D width of a stream, C classes, O outputs of the network.
+B clips, T frames, D width of a stream, K channels of a head's input, C classes, O outputs of the network.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from features.cli import UserError
 from features.labels import Task
-from seqmodel.config import METRIC_OF_TASK, Metric, TrainConfig
-from seqmodel.heads.recurrent import num_outputs
+from seqmodel.config import METRIC_OF_TASK, Metric, Scheduler, TrainConfig
+from seqmodel.heads.ensemble import Head
+from seqmodel.heads.recurrent import RecurrentHead, num_outputs
 from seqmodel.metrics.calibration import probabilities
 from seqmodel.metrics.classification import score
 from seqmodel.training.losses import Loss, loss_for
@@ -32,7 +33,7 @@ UNDEFINED = (math.nan, math.nan)
 
 
 class Source(Protocol):
-    """Clips for training or validation: a length, labels and batches by index."""
+    """Clips to predict: a length, labels and batches by index."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -66,19 +67,24 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """The result of `fit_best`; the model has the weights of the best epoch."""
+class Windows:
+    """Clips as a head's input gives them."""
 
-    best: Epoch
-    """The epoch that was kept."""
-    history: tuple[Epoch, ...]
-    """Every epoch that ran."""
+    z: np.ndarray
+    """(N, T, K) float32, 0 where not valid."""
+    valid: np.ndarray
+    """(N, T) bool."""
+    labels: np.ndarray
+    """(N,) int64 class indices, −1 = not labelled."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 def fit(
-    model: nn.Module,
-    train: Source,
-    val: Source | None,
+    head: RecurrentHead,
+    train: Windows,
+    held_out: Windows | None,
     config: TrainConfig,
     *,
     task: Task,
@@ -87,35 +93,37 @@ def fit(
     device: str = "cpu",
     metric: Metric = "auto",
 ) -> Iterator[Epoch]:
-    """Train `model` in place; yields each Epoch. Validation is in float32, as prediction is later.
+    """Train `head` in place for `config.epochs` epochs; yields each Epoch.
 
-    Unlabelled clips are skipped. Raises UserError for a batch size below 1 and without labelled clips.
+    held_out: clips that are predicted after each epoch, in float32, as prediction is later; they choose
+    nothing. Unlabelled clips are skipped. Raises UserError for a batch size or epochs below 1 and without
+    labelled clips.
     """
-    if config.batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, got {config.batch_size}")
-    model.to(device)
-    optimizer = make_optimizer(model, config)
+    for name in ("batch_size", "epochs"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} must be at least 1, got {getattr(config, name)}")
+    head.to(device)
+    optimizer = make_optimizer(head, config)
     usable = labelled_clips(train)
     loss = loss_for(task, num_classes, config, np.asarray(train.labels)[usable])
     plain = loss_for(task, num_classes)
     resolved = resolve_metric(metric, task)
     autocast = config.precision == "bf16" or (config.precision == "auto" and computes_in_bf16(device))
     steps = math.ceil(len(usable) / config.batch_size)
-    val_losses: list[float] = []
+    tensors = [torch.from_numpy(array).to(device) for array in (train.z, train.valid, train.labels)]
     for index in range(config.epochs):
         started, total = time.perf_counter(), 0.0
-        order = usable[np.random.default_rng([seed, index]).permutation(len(usable))]
+        order = torch.from_numpy(usable[np.random.default_rng([seed, index]).permutation(len(usable))])
         torch.manual_seed(seed_of(seed, index))
-        model.train()
+        head.train()
         for step in range(steps):
-            set_rate(optimizer, lr_scale(config, index * steps + step, steps * config.epochs, val_losses))
-            batch = order[step * config.batch_size : (step + 1) * config.batch_size]
-            total += _step(model, train, batch, loss, optimizer, config, device, autocast)
+            set_rate(optimizer, lr_scale("cosine", index * steps + step, steps * config.epochs))
+            batch = order[step * config.batch_size : (step + 1) * config.batch_size].to(device)
+            total += _step(head, [tensor[batch] for tensor in tensors], loss, optimizer, config, autocast)
         logits, val_loss, val_score = np.zeros((0, num_outputs(task, num_classes)), np.float32), *UNDEFINED
-        if val:
-            logits = predict_logits(model, val, device=device)
-            val_loss, val_score = evaluate_logits(logits, val.labels, plain, task, resolved)
-        val_losses.append(val_loss)
+        if held_out:
+            logits = read_logits(head, held_out, device=device)
+            val_loss, val_score = evaluate_logits(logits, held_out.labels, plain, task, resolved)
         yield Epoch(
             index=index,
             train_loss=total / len(usable),
@@ -127,33 +135,17 @@ def fit(
         )
 
 
-def fit_best(
-    model: nn.Module,
-    epochs: Iterator[Epoch],
-    patience: int,
-    *,
-    on_epoch: Callable[[Epoch], None] | None = None,
-) -> Fitted:
-    """Run `epochs` until `patience` of them are no better than the best, then restore the best weights.
-
-    Better means a higher validation score, then a lower validation loss; without a score, the loss alone.
-    Raises UserError if there is no epoch.
-    """
-    history: list[Epoch] = []
-    best: Epoch | None = None
-    state: dict[str, Tensor] = {}
-    for epoch in epochs:
-        history.append(epoch)
-        if best is None or _rank(epoch) > _rank(best):
-            best, state = epoch, {k: v.detach().clone() for k, v in model.state_dict().items()}
-        if on_epoch is not None:
-            on_epoch(epoch)
-        if epoch.index - best.index >= patience:
-            break
-    if best is None:
-        raise UserError("no epoch was run: --epochs must be at least 1")
-    model.load_state_dict(state)
-    return Fitted(best, tuple(history))
+def read_logits(head: Head, windows: Windows, *, device: str = "cpu") -> np.ndarray:
+    """Logits (N, O) float32 of every clip, computed in eval mode."""
+    head.eval()
+    parts = [np.zeros((0, head.num_outputs), np.float32)]
+    with torch.inference_mode():
+        for start in range(0, len(windows), 256):
+            z, valid = (
+                torch.from_numpy(a[start : start + 256]).to(device) for a in (windows.z, windows.valid)
+            )
+            parts.append(head.read(z, valid).float().cpu().numpy())
+    return np.concatenate(parts)
 
 
 def predict_logits(
@@ -195,18 +187,18 @@ def computes_in_bf16(device: str) -> bool:
     return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
 
 
-def lr_scale(config: TrainConfig, step: int, total_steps: int, val_losses: Sequence[float]) -> float:
+def lr_scale(scheduler: Scheduler, step: int, total_steps: int, val_losses: Sequence[float] = ()) -> float:
     """The factor on the base learning rate at this step, 0 to 1; a function of its arguments alone.
 
     cosine: linear warm-up over 5 % of the steps, then half a cosine down to 0. plateau: halved after every
     two epochs in a row without a lower validation loss.
     """
-    if config.scheduler == "cosine":
+    if scheduler == "cosine":
         warm = max(1, round(0.05 * total_steps))
         if step < warm:
             return (step + 1) / warm
         return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total_steps - warm)))
-    if config.scheduler == "plateau":
+    if scheduler == "plateau":
         scale, lowest, bad_epochs = 1.0, math.inf, 0
         for loss in val_losses:
             bad_epochs = 0 if loss < lowest else bad_epochs + 1
@@ -223,22 +215,22 @@ def resolve_metric(metric: Metric, task: Task) -> str:
 
 
 def _step(
-    model: nn.Module,
-    train: Source,
-    indices: np.ndarray,
+    head: RecurrentHead,
+    batch: Sequence[Tensor],
     loss: Loss,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
-    device: str,
     autocast: bool,
 ) -> float:
-    """One optimizer step over these clips; returns the summed loss."""
+    """One optimizer step over a batch (z, valid, labels); returns the summed loss."""
     optimizer.zero_grad(set_to_none=True)
-    x, valid, labels = train.batch(indices)
-    inputs, masks = augment_features(to_tensors(x, device), to_tensors(valid, device), config, model)
-    with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=autocast):
-        logits = model(inputs, masks)
-    losses = loss(logits, torch.from_numpy(np.asarray(labels)).to(device))
+    z, valid, labels = batch
+    x, masks = augment_features(
+        {head.stream: z}, {head.stream: valid}, config, {head.stream: head.input.noise_unit()}
+    )
+    with torch.autocast(z.device.type, torch.bfloat16, enabled=autocast):
+        logits = head.read(x[head.stream], masks[head.stream])
+    losses = loss(logits, labels)
     losses.mean().backward()
     if config.clip_norm > 0:
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], config.clip_norm)
@@ -247,12 +239,15 @@ def _step(
 
 
 def augment_features(
-    x: dict[str, Tensor], valid: dict[str, Tensor], config: TrainConfig, model: nn.Module
+    x: dict[str, Tensor],
+    valid: dict[str, Tensor],
+    config: TrainConfig,
+    unit: Mapping[str, Tensor | float],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Features with masked frames, a random part of the window, and noise, as `config` sets.
 
-    Uses torch's random state. The unit of the noise is each channel's standard deviation. Streams (B,T,…)
-    without statistics in `model`, for example crops, get no noise.
+    Uses torch's random state. unit: standard deviation of a stream's channels, the unit of the noise. Streams
+    (B,T,…) without it, for example crops, get no noise.
     """
     some = next(iter(valid.values()))
     batch, length = some.shape
@@ -268,10 +263,9 @@ def augment_features(
         inside |= torch.rand(batch, 1, device=some.device) >= config.subsample
         valid = {name: mask & inside for name, mask in valid.items()}
     if config.noise > 0:
-        spread = {key.rpartition(".")[2]: config.noise * buffer for key, buffer in model.named_buffers()}
         x = {
-            name: values + spread[f"std_{name}"] * torch.randn_like(values, dtype=torch.float32)
-            if f"std_{name}" in spread
+            name: values + config.noise * unit[name] * torch.randn_like(values, dtype=torch.float32)
+            if name in unit
             else values
             for name, values in x.items()
         }
@@ -300,7 +294,7 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(list(numbers)).generate_state(1)[0])
 
 
-def labelled_clips(clips: Source) -> np.ndarray:
+def labelled_clips(clips: Source | Windows) -> np.ndarray:
     """Indices of the clips with a label. Raises UserError if there is none."""
     usable = np.flatnonzero(np.asarray(clips.labels) >= 0)
     if not len(usable):
@@ -314,17 +308,7 @@ def set_rate(optimizer: torch.optim.Optimizer, scale: float) -> None:
         group["lr"] = group["base_lr"] * scale
 
 
-def best_of(history: Sequence[Epoch]) -> Epoch:
-    """The best of these epochs, as `fit_best` chooses it."""
-    return max(history, key=_rank)
-
-
 def rank_of(val_score: float, val_loss: float) -> tuple[float, float]:
     """Sort key of a validation result, higher is better: the score, then the negative loss."""
     value = val_score if math.isfinite(val_score) else -math.inf
     return value, -val_loss if math.isfinite(val_loss) else -math.inf
-
-
-def _rank(epoch: Epoch) -> tuple[float, float, float]:
-    """Sort key of an epoch, higher is better; without a validation result the later epoch is better."""
-    return *rank_of(epoch.val_score, epoch.val_loss), epoch.index

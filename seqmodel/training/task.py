@@ -21,11 +21,19 @@ from features.labels import Labelling, class_indices, make_labelling
 from features.maintenance.near_duplicates import COPY_COSINE, name_of, near_duplicates
 from features.manifest import SUBSETS
 from features.recipe import to_json
-from features.splits import TEST_SHARE, Split, extend_split, has_official_subsets, make_split
+from features.splits import (
+    TEST_SHARE,
+    Split,
+    extend_split,
+    has_official_subsets,
+    joined_groups,
+    make_split,
+)
 from features.store.schema import read_column
 from features.store.store import FeatureStore
 from features.store.table import ClipTable, groups_of
 from seqmodel.config import Design, LabelArgs
+from seqmodel.training.cross_fit import assign_folds
 from seqmodel.training.design import FOLDS, PERSON, StudyDesign, study_design, units_of
 
 
@@ -135,34 +143,57 @@ def labels_of(learning_task: LearningTask, rows: np.ndarray) -> np.ndarray:
     return class_indices(learning_task.labelling, codes, names)
 
 
-def load_train_val(learning_task: LearningTask, *, mapped: bool = True) -> tuple[Samples, Samples]:
-    """Training and validation samples; with `mapped`, all processes share one packed copy on disk.
+@dataclass(frozen=True)
+class LearningClips:
+    """The clips that a model learns from, in N rows: those of training, then those of validation."""
+
+    rows: np.ndarray
+    """(N,) rows of the store."""
+    groups: np.ndarray
+    """(N,) str: people, or what else stays on one side; groups with nearly equal clips are one."""
+    folds: np.ndarray
+    """(N,) fold in which each clip is held out; validation is fold 0; −1 = never."""
+
+
+def learning_clips(learning_task: LearningTask, seed: int) -> LearningClips:
+    """The training and validation clips with their folds; seed: that of the run."""
+    split, table = learning_task.split, learning_task.table
+    rows = np.concatenate([split.train, split.val])
+    units = units_of(table, rows, learning_task.design.unit)
+    groups = joined_groups(units, rows, learning_task.near_duplicates)
+    in_val = np.arange(len(rows)) >= len(split.train)
+    return LearningClips(rows, groups, assign_folds(labels_of(learning_task, rows), groups, seed, in_val))
+
+
+def load_learning(learning_task: LearningTask, *, mapped: bool = True) -> Samples:
+    """Samples of the training clips, then of the validation clips; with `mapped`, all processes share one
+    packed copy on disk.
 
     If the disk has no space for that copy, a warning says so and each process reads the store into its own
     memory. Raises UserError if no training clip has a valid frame.
     """
+    rows = np.concatenate([learning_task.split.train, learning_task.split.val])
     if mapped:
         try:
             learning_task.store.pack()
         except OSError as error:
-            clips = len(learning_task.split.train) + len(learning_task.split.val)
             store, widths = learning_task.store, learning_task.dims.items()
             frame_bytes = sum(width * store.array(name).dtype.itemsize for name, width in widths)
             log_warning(
                 f"no disk space for a packed copy of {store.path} ({error}): each process keeps the clips in "
-                f"its own memory, about {clips * store.num_frames * frame_bytes / 1e9:.1f} GB"
+                f"its own memory, about {len(rows) * store.num_frames * frame_bytes / 1e9:.1f} GB"
             )
             mapped = False
-    train, val = (
-        load_samples(learning_task.store, learning_task.labelling, rows, learning_task.inputs, mapped=mapped)
-        for rows in (learning_task.split.train, learning_task.split.val)
+    samples = load_samples(
+        learning_task.store, learning_task.labelling, rows, learning_task.inputs, mapped=mapped
     )
-    if not any(valid[:].any() for valid in train.valid.values()):
+    num_train = len(learning_task.split.train)
+    if not any(valid[np.arange(num_train)].any() for valid in samples.valid.values()):
         raise UserError(
-            f"none of the {len(train)} training clips in {learning_task.store.path} has a valid "
+            f"none of the {num_train} training clips in {learning_task.store.path} has a valid "
             "frame (a frame with a face): training is not possible"
         )
-    return train, val
+    return samples
 
 
 def encoder_leak_warning(store: FeatureStore, groups: np.ndarray) -> str:

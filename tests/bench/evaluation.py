@@ -73,7 +73,7 @@ def measure_evaluate(num_clips: int) -> None:
                 store=root / "s.zarr",
                 run=root / "run",
                 label=LabelArgs(labels="distracted,engaged"),
-                head=HeadConfig(hidden=32, projection=32),
+                head=HeadConfig(hidden=32),
                 train=TrainConfig(epochs=1, batch_size=256),
             )
         )

@@ -332,7 +332,7 @@ def store_cases(data: Path) -> list[Case]:
 
 def tune_cases(server: PostgresServer | None) -> list[Case]:
     """The search, in a journal file and in PostgreSQL."""
-    options = ["--trials", "3", "--epochs", "2", "--workers", "1", "--reseed", "0"]
+    options = ["--trials", "3", "--epochs", "2", "--workers", "1"]
 
     tune = Case(
         "tune",

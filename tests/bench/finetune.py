@@ -110,6 +110,7 @@ def finetune(folder: Path, first_block: int, clips_per_step: int) -> dict[str, f
     from seqmodel.finetuning.network import CnnLstm
     from seqmodel.finetuning.state import Objective
     from seqmodel.finetuning.trainer import EndToEnd, keep_freed_memory
+    from seqmodel.heads.ensemble import Ensemble
     from seqmodel.heads.recurrent import build_head
 
     keep_freed_memory()
@@ -123,8 +124,9 @@ def finetune(folder: Path, first_block: int, clips_per_step: int) -> dict[str, f
         cache = open_activation_cache(folder / f"activations_{first_block}", clips, shape, {})
         for _ in cache.fill(prefix_runner(encoder, first_block, PX, "cpu"), np.arange(NUM_CLIPS)):
             pass
-        clips, kb_per_frame = cache.source(None), 2 * float(np.prod(shape)) / 1e3
-    model = CnnLstm(encoder, build_head(HeadConfig(), {"embeddings": encoder.dim}, 1, seed=0), first_block)
+        clips, kb_per_frame = cache.source(), 2 * float(np.prod(shape)) / 1e3
+    head = build_head(HeadConfig(), "embeddings", encoder.dim, 1, seed=0)
+    model = CnnLstm(encoder, Ensemble([[head]], "binary"), first_block)
     config = FinetuneConfig(head_only_epochs=0, epochs=100, effective_batch=clips_per_step)
     objective = Objective("binary", 2, "auroc", TrainConfig())
     job = EndToEnd(
@@ -166,7 +168,7 @@ def reference(folder: Path) -> dict[str, float]:
     from seqmodel.heads.recurrent import build_head
 
     encoder, _ = build_encoder(ENCODER, "random")
-    head = build_head(HeadConfig(), {"embeddings": encoder.dim}, 1, seed=0)
+    head = build_head(HeadConfig(), "embeddings", encoder.dim, 1, seed=0)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=1e-4)
     loading = 0.0
     times = []
@@ -176,7 +178,7 @@ def reference(folder: Path) -> dict[str, float]:
         x = (x - encoder.mean) / encoder.std
         embeddings = encoder.pool(encoder.blocks(x)).view(REFERENCE_CLIPS, T, -1)
         valid = torch.ones(REFERENCE_CLIPS, T, dtype=torch.bool)
-        logits = head({"embeddings": embeddings}, {"embeddings": valid})
+        logits = head(embeddings, valid)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], labels)
         optimizer.zero_grad()
         loss.backward()

@@ -28,7 +28,7 @@ step "Write labelled demo videos" -m extract demo --out demo
 step "Compute one embedding for each sampled face, once" \
     -m extract --data demo/labels.csv --out demo/demo.zarr --encoder "$encoder" --crops jpeg
 step "Search heads on the cached embeddings, then fine-tune encoder and head end to end" \
-    -m tune --store demo/demo.zarr --out runs/demo --labels distracted,engaged --trials 16 --reseed 2 --finetune
+    -m tune --store demo/demo.zarr --out runs/demo --labels distracted,engaged --finetune
 step "Evaluate on the test subjects" -m seqmodel evaluate --run runs/demo --split test --umap
 step "Run live on a new video file" \
     -m live --run runs/demo --video demo/unseen.mp4 --headless --log runs/demo/live.csv

@@ -12,17 +12,18 @@ from features.recipe import EncoderId, GeometryId, Pixels, Recipe
 from features.splits import make_split, split_hash, subset_by_clip
 from features.store.data_statement import DataStatement
 from features.store.store import FeatureStore, plan
-from seqmodel.config import HeadConfig, TrainConfig
+from features.store.table import groups_of
+from seqmodel.config import HeadConfig, MemberConfig, TrainConfig
 from seqmodel.evaluation.baselines import identity, majority
 from seqmodel.evaluation.evaluator import EvaluationResult, evaluate_predictions
 from seqmodel.heads.centering import with_centering
-from seqmodel.heads.recurrent import LstmHead, build_head, num_outputs
 from seqmodel.metrics.calibration import Calibration, fit_calibration
 from seqmodel.metrics.predictions import make_predictions
 from seqmodel.runs.card import Card, save_card, versions
-from seqmodel.runs.files import append_log, save_split, save_weights
-from seqmodel.runs.writer import subsets_of_failed
-from seqmodel.training.loop import fit, predict_logits
+from seqmodel.runs.files import save_split, save_weights
+from seqmodel.runs.writer import TrainedModel, log_members, subsets_of_failed
+from seqmodel.training.cross_fit import FoldInputs, Objective, assign_folds, cross_fit
+from seqmodel.training.task import LearningClips
 
 NAMES = ("distracted", "engaged")
 DIM, NUM_FRAMES = 12, 6
@@ -32,7 +33,7 @@ RECIPE = Recipe(
     EncoderId("mobilenet_v3_large", "random:0", "a" * 64, DIM),
 )
 WITH_GEOMETRY = Recipe(RECIPE.pixels, RECIPE.encoder, GeometryId("e" * 64, FEATURES))
-SMALL_HEAD = HeadConfig(hidden=8, projection=8, dropout=0.0)
+SMALL_HEAD = HeadConfig(hidden=8, dropout=0.0)
 
 
 def make_store(
@@ -121,30 +122,28 @@ def make_run(
     labels = class_indices(labelling, table.labels["label"], table.label_names["label"])
     rows = np.flatnonzero((labels >= 0) & (table.state == 1))
     split = make_split(table, rows, labels[rows], seed=seed)
-    train, val = (
-        with_centering(load_samples(store, labelling, part, inputs), center, store)
-        for part in (split.train, split.val)
+    learned = np.concatenate([split.train, split.val])
+    samples = with_centering(load_samples(store, labelling, learned, inputs), center, store)
+    groups, in_val = groups_of(table, learned), np.isin(learned, split.val)
+    fold_inputs = FoldInputs(samples, assign_folds(samples.labels, groups, seed, in_val))
+    objective = Objective(labelling.task, len(labelling.names), "auto")
+    train = TrainConfig(epochs=epochs)
+    members = [MemberConfig(stream, SMALL_HEAD, train) for stream in streams_of(inputs)]
+    model = TrainedModel(
+        tuple(cross_fit(fold_inputs, member, objective, seed=seed) for member in members),
+        LearningClips(learned, groups, fold_inputs.folds),
+        objective,
     )
-    outputs = num_outputs(labelling.task, len(labelling.names))
-    dims: dict[str, int] = {name: train.x[name].shape[-1] for name in streams_of(inputs)}
-    head: LstmHead = build_head(SMALL_HEAD, dims, outputs, seed=seed)
-    head.set_statistics(train)
     run.mkdir(parents=True)
-    config = TrainConfig(epochs=epochs)
-    classes = len(labelling.names)
-    for epoch in fit(head, train, val, config, task=labelling.task, num_classes=classes, seed=seed):
-        append_log(
-            run,
-            {"stage": "head", "epoch": epoch.index, "train_loss": epoch.train_loss}
-            | {"val_loss": epoch.val_loss, "val_score": epoch.val_score},
-        )
-    calibration = fit_calibration(predict_logits(head, val), val.labels, labelling.task)
+    log_members(run, model, "head")
+    known = ~np.isnan(model.logits[:, 0])
+    calibration = fit_calibration(model.logits[known], samples.labels[known], labelling.task)
     card = Card(
         recipe=store.recipe,
         labelling=labelling,
-        head=SMALL_HEAD,
-        train=config,
-        dims=dims,
+        members=tuple(members),
+        num_folds=model.ensemble.num_folds,
+        dims=model.ensemble.dims,
         center=center,
         store=str(store.path),
         store_fingerprint=store.fingerprint(),
@@ -157,10 +156,12 @@ def make_run(
         calibration=calibration,
         versions=versions(),
     )
-    save_weights(run, head.state_dict())
+    save_weights(run, model.ensemble.state_dict())
     subsets = subset_by_clip(split, table.clip_id) | subsets_of_failed(split, table, labelling)
     index_of = {str(clip_id): i for i, clip_id in enumerate(table.clip_id)}
-    save_split(run, list(subsets), [str(table.subject[index_of[c]]) for c in subsets], list(subsets.values()))
+    folds = dict(zip(table.clip_id[learned].tolist(), fold_inputs.folds.tolist(), strict=True))
+    subjects = [str(table.subject[index_of[c]]) for c in subsets]
+    save_split(run, list(subsets), subjects, list(subsets.values()), folds)
     save_card(run, card)
     return card
 

@@ -49,13 +49,8 @@ class StudySpec:
     trials: int
     """Number of finished trials to reach."""
     seed: int
-    epochs: int
-    """Maximum number of epochs of a trial: Hyperband's resource."""
-    pruning: bool
-    folds: int
-    successive_halving: bool = False
-    """True: successive halving, which keeps half of the trials after 1, 2, 4 and 8 epochs (Hyperband's
-    earliest-stopping bracket). False: Hyperband, from the second epoch on."""
+    turns: tuple[dict[str, Any], ...] = ()
+    """Parameters that trials take in turn, by their number, unless they are starting points."""
 
 
 def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], settings: dict[str, Any]) -> optuna.Study:
@@ -70,7 +65,7 @@ def create_study(spec: StudySpec, points: Sequence[dict[str, Any]], settings: di
         study_name=spec.name,
         direction="maximize",
         load_if_exists=True,
-        pruner=pruner_of(spec),
+        pruner=optuna.pruners.NopPruner(),
     )
     known = study.user_attrs.get("settings")
     if known is None:
@@ -122,7 +117,7 @@ def _drop_copies(study: optuna.Study) -> None:
 
 def load_study(spec: StudySpec) -> optuna.Study:
     """Open the study that `create_study` created."""
-    return optuna.load_study(study_name=spec.name, storage=open_storage(spec.storage), pruner=pruner_of(spec))
+    return optuna.load_study(study_name=spec.name, storage=open_storage(spec.storage))
 
 
 def close_study(study: optuna.Study) -> None:
@@ -136,21 +131,6 @@ def _database(study: optuna.Study) -> RDBStorage | None:
     """The study's database, which supports heartbeats; None for other storages."""
     storage = getattr(study._storage, "_backend", study._storage)
     return storage if isinstance(storage, RDBStorage) else None
-
-
-def pruner_of(spec: StudySpec) -> optuna.pruners.BasePruner:
-    """The pruner: Hyperband over epochs, successive halving (Hyperband's earliest-stopping bracket alone),
-    Wilcoxon's signed-rank test over folds, or none."""
-    if not spec.pruning:
-        return optuna.pruners.NopPruner()
-    if spec.folds > 1:
-        # After K − 1 folds that are all worse, p is 0.5^(K − 1): with few folds it cannot be below .1.
-        # With two folds nothing is pruned, because one pair is not enough for the test.
-        with ignore_experimental_warnings():
-            return optuna.pruners.WilcoxonPruner(p_threshold=max(0.1, 1.2 * 0.5 ** (spec.folds - 1)))
-    if spec.successive_halving:
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
-    return optuna.pruners.HyperbandPruner(min_resource=2, max_resource=max(2, spec.epochs))
 
 
 def num_done(study: optuna.Study) -> int:
@@ -219,7 +199,7 @@ def enqueue_again(study: optuna.Study, trial: FrozenTrial, *, is_interrupted: bo
     times = int(trial.user_attrs.get("retries", 0)) + (not is_interrupted)
     params = trial.system_attrs.get("fixed_params", {}) | trial.params
     if times <= MAX_RETRIES and params:
-        role = {key: value for key, value in trial.user_attrs.items() if key == "role"}
+        role = {key: value for key, value in trial.user_attrs.items() if key in ("role", "start")}
         study.enqueue_trial(params, user_attrs={"retry_of": trial.number, "retries": times} | role)
 
 
@@ -265,9 +245,11 @@ def _sampler(spec: StudySpec, study: optuna.Study, index: int) -> optuna.sampler
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     with ignore_experimental_warnings():
         # constant_liar: workers avoid points near running trials.
-        return optuna.samplers.TPESampler(
+        sampler = optuna.samplers.TPESampler(
             n_startup_trials=RANDOM_TRIALS, seed=seed, multivariate=True, constant_liar=True
         )
+        fixed = spec.turns[numbers[1] % len(spec.turns)] if spec.turns else {}
+        return optuna.samplers.PartialFixedSampler(fixed, sampler)
 
 
 def _work_on_one(study: optuna.Study, objective: Objective, current: list[int]) -> None:

@@ -25,13 +25,13 @@ from seqmodel.commands.train import train
 from seqmodel.config import FinetuneArgs, FinetuneConfig, HeadConfig, TrainArgs, TrainConfig
 from seqmodel.encoders.backbone import build_encoder, encoder_from_state, state_sha256
 from seqmodel.finetuning.activation_cache import prefix_runner
-from seqmodel.finetuning.augmentation import augment_clip
+from seqmodel.finetuning.augmentation import Augmentation, augment_clip
 from seqmodel.finetuning.distributed import DistributedContext
 from seqmodel.finetuning.reextract import re_extract
-from seqmodel.finetuning.setup import activation_datasets, augmentation_of, crops_command, open_setup
+from seqmodel.finetuning.setup import activation_datasets, crops_command, open_setup
 from seqmodel.finetuning.trainer import EndToEnd
 from seqmodel.runs.card import load_card, save_card
-from seqmodel.runs.files import load_weights, read_log, save_weights
+from seqmodel.runs.files import load_folds, load_weights, read_log, save_weights
 from seqmodel.runs.predict import predict_rows
 from seqmodel.runs.run_encoder import open_run_engine
 from seqmodel.runs.training_stats import read_training_stats
@@ -60,7 +60,7 @@ def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store and a run. Tests copy it and do not change it."""
     folder = tmp_path_factory.mktemp("finetune")
     store = write_crop_store(folder / "crops.zarr")
-    head = HeadConfig(hidden=8, projection=8, dropout=0.1)
+    head = HeadConfig(hidden=8, dropout=0.1, components=16, pooling="mean", statistics=False)
     train(TrainArgs(Path(store.path), folder / "run", head=head, train=TrainConfig(epochs=1, lr=1e-5)))
     return folder
 
@@ -72,6 +72,14 @@ def run(stage_1: Path, tmp_path: Path) -> Path:
 
 def args(run: Path, **changes: object) -> FinetuneArgs:
     return dataclasses.replace(FinetuneArgs(run, finetune=QUICK, unfreeze_from=15), **changes)
+
+
+def trained_with(run: Path, **changes: Any) -> None:
+    """Change the training settings of the run's member in its card."""
+    card = load_card(run)
+    (member,) = card.members
+    member = dataclasses.replace(member, train=dataclasses.replace(member.train, **changes))
+    save_card(run, dataclasses.replace(card, members=(member,)))
 
 
 def test_finetune_improves_validation_and_records_its_epochs(run: Path) -> None:
@@ -95,6 +103,7 @@ def test_finetune_improves_validation_and_records_its_epochs(run: Path) -> None:
     assert state_sha256(encoder_from_state(encoder_id.name, state).state_dict()) == encoder_id.weights_sha256
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["stage"] for line in lines][-2:] == ["finetune, both"] * 2
+    assert set(load_folds(run).values()) == {0}, "the encoder has seen the people of the other folds"
 
 
 def test_finetune_without_improvement_keeps_the_old_weights(
@@ -122,10 +131,7 @@ def test_finetune_without_improvement_keeps_the_old_weights(
 def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
     run: Path, tmp_path: Path, activation_cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card = load_card(run)
-    save_card(
-        run, dataclasses.replace(card, train=dataclasses.replace(card.train, noise=0.1, frame_dropout=0.2))
-    )
+    trained_with(run, noise=0.1, frame_dropout=0.2)
     uninterrupted = Path(shutil.copytree(run, tmp_path / "uninterrupted"))
     every_step = dataclasses.replace(QUICK, save_every_s=0.0)
     finetune(args(uninterrupted, activation_cache=activation_cache))
@@ -150,7 +156,7 @@ def test_a_job_stopped_at_any_step_ends_at_the_same_weights(
     for part in expected:
         for name, tensor in expected[part].items():
             assert torch.equal(tensor, actual[part][name]), name
-    assert summary["stage_2"] == load_card(uninterrupted).stages[-1]["val_score"]
+    assert summary["stage_2"] == load_card(uninterrupted).stages[-1]["stage_2"]
 
 
 def test_training_on_cached_activations_equals_training_on_crops(run: Path) -> None:
@@ -165,8 +171,8 @@ def test_training_on_cached_activations_equals_training_on_crops(run: Path) -> N
             job.step()
         outcomes.append((job.state.history, start))
     (cached, cached_logits), (from_crops, logits) = outcomes
-    # Logits change by 1e-4 of their spread; training changes them by the whole spread.
-    assert np.abs(cached_logits - logits).max() < 1e-3
+    # Logits change by half a hundredth of their spread; training changes them by the whole spread.
+    assert np.abs(cached_logits - logits).max() < 0.02 * np.ptp(logits)
     for actual, expected in zip(cached[1:], from_crops[1:], strict=True):
         assert abs(actual.train_loss - expected.train_loss) < 0.003
     assert abs(from_crops[1].train_loss - from_crops[-1].train_loss) > 0.01, "training improves the score"
@@ -183,7 +189,7 @@ def test_feature_augmentation_of_stage_one_also_applies_in_finetuning(run: Path)
     ):
         finetune_args = args(run, augment=augment)
         setup = open_setup(finetune_args)
-        chosen = dataclasses.replace(setup.card.train, noise=noise, frame_dropout=frame_dropout)
+        chosen = dataclasses.replace(setup.loss, noise=noise, frame_dropout=frame_dropout)
         setup = dataclasses.replace(setup, loss=chosen)
         job = start_job(setup, finetune_args, DistributedContext())
         starts[noise, frame_dropout, augment] = job.best_logits
@@ -270,7 +276,7 @@ def test_re_extracted_store_trains_new_heads(run: Path, tmp_path: Path) -> None:
     # One path uses torch, the other OpenVINO: some float16 embeddings differ by one step.
     assert np.abs(whole - cached).max() < 5e-3
 
-    head = HeadConfig(hidden=8, projection=8)
+    head = HeadConfig(hidden=8)
     train(TrainArgs(out, tmp_path / "again", head=head, train=TrainConfig(epochs=1)))
     assert load_card(tmp_path / "again").recipe.encoder == card.recipe.encoder
     with pytest.raises(ValueError, match=r"recipes differ.*encoder\.weights_sha256"):
@@ -337,7 +343,7 @@ def argv(run: Path, *more: str) -> list[str]:
     return ["finetune", "--run", str(run), *quick, *more]
 
 
-LEARNS = ["--head-lr", "3e-3", "--encoder-lr", "3e-4"]
+LEARNS = ["--head-lr", "3e-3", "--encoder-lr", "3e-4", "--epochs", "4"]
 STAYS = ["--head-lr", "0", "--encoder-lr", "0"]
 
 
@@ -347,6 +353,7 @@ def test_finished_finetuning_is_not_repeated(
 ) -> None:
     assert main(argv(run, *how, "--json")) == 0
     first = json.loads(capsys.readouterr().out)
+    assert first["kept"] == ("stage 2" if how is LEARNS else "stage 1")
     given = ["python", "-m", "seqmodel", *argv(run, *how, "--json")]
     assert [shlex.split(setup["command"]) for setup in load_card(run).stages] == [[], given]
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -407,7 +414,7 @@ def test_checkpoint_of_another_head_is_not_resumed(
     assert start_job(open_setup(finetune_args), finetune_args, DistributedContext()).state.step == 0
     assert "starting from the beginning" in capsys.readouterr().err
     card = load_card(run)
-    train(TrainArgs(Path(card.store), run, head=card.head, train=TrainConfig(epochs=1, lr=2e-5)))
+    train(TrainArgs(Path(card.store), run, head=card.members[0].head, train=TrainConfig(epochs=1, lr=2e-5)))
     assert not (run / "finetune").exists()
 
 
@@ -425,7 +432,7 @@ def test_job_killed_between_weights_and_card_resumes(
     assert not made
     actual, expected = load_card(run), load_card(whole)
     assert actual.recipe == expected.recipe
-    assert actual.stages[-1]["val_score"] == expected.stages[-1]["val_score"]
+    assert actual.stages[-1]["stage_2"] == expected.stages[-1]["stage_2"]
     assert actual.stages[-1]["started_from"] == "stage 1"
     for part, tensors in load_weights(run).items():
         assert all(torch.equal(tensor, load_weights(whole)[part][name]) for name, tensor in tensors.items())
@@ -459,11 +466,11 @@ def test_finetune_deletes_old_results_but_keeps_the_log_of_test_evaluations(
     assert not [name for name in stale if (run / name).exists()]
     assert (run / "plots/study_history.png").exists()
     litter()
-    train(TrainArgs(Path(card.store), run, head=card.head, train=TrainConfig(epochs=1)))
+    train(TrainArgs(Path(card.store), run, head=card.members[0].head, train=TrainConfig(epochs=1)))
     assert not [name for name in stale if (run / name).exists()]
     expected = ("2026-01-01T00:00:00", "2026-02-01T00:00:00", "2026-02-02T00:00:00")
     assert load_card(run).test_evaluations == expected
-    assert [entry["stage"] for entry in read_log(run)] == ["head"]
+    assert {entry["stage"] for entry in read_log(run)} == {"head, embeddings lstm"}
 
 
 # Features of a fine-tuned encoder
@@ -502,7 +509,7 @@ def test_readme_loop_resumes_after_a_kill(
     assert store.present("embeddings").all()
     assert store.recipe.encoder == load_card(run).recipe.encoder
     second = tmp_path / "second"
-    options = ["--trials", "1", "--workers", "1", "--reseed", "1", "--epochs", "1"]
+    options = ["--trials", "1", "--workers", "1", "--epochs", "1"]
     assert tune(["--store", str(new), "--out", str(second), "--splits-from", str(run), *options]) == 0
     assert load_card(second).recipe.encoder == load_card(run).recipe.encoder
     actual, expected = load_weights(second)["encoder"], load_weights(run)["encoder"]
@@ -563,11 +570,7 @@ def test_printed_crops_command_has_the_same_recipe(
 def test_preset_seed_rejects_other_options(run: Path) -> None:
     with pytest.raises(ValueError, match=r"--preset seed sets .*--head-lr.*--effective-batch"):
         finetune(args(run, preset="seed"))
-    card = load_card(run)
-    searched = dataclasses.replace(
-        card.train, loss="focal", label_smoothing=0.1, class_weighting=True, noise=0.3, frame_dropout=0.2
-    )
-    save_card(run, dataclasses.replace(card, train=searched))
+    trained_with(run, loss="focal", label_smoothing=0.1, class_weighting=True, noise=0.3, frame_dropout=0.2)
     finetune_args = args(run, preset="seed", finetune=FinetuneConfig(save_every_s=1.0))
     job = start_job(open_setup(finetune_args), finetune_args, DistributedContext())
     assert (job.config.effective_batch, job.config.save_every_s) == (256, 1.0)
@@ -578,12 +581,12 @@ def test_preset_seed_rejects_other_options(run: Path) -> None:
     assert job.objective.loss.frame_dropout == 0
 
 
-def test_encoder_without_trained_blocks_keeps_its_identity(run: Path) -> None:
+def test_without_trained_blocks_the_run_stays(run: Path) -> None:
     before = load_card(run).recipe
     blocks = len(encoder()[0].blocks)
     quick = dataclasses.replace(QUICK, head_only_epochs=0, epochs=4)
     summary, _ = finetune(args(run, unfreeze_from=blocks, finetune=quick))
-    assert summary["kept"] == "stage 2"
+    assert summary["kept"] == "stage 1"
     assert load_card(run).recipe == before
 
 
@@ -641,7 +644,7 @@ def test_cached_versions_are_activations_of_augmented_crops(run: Path) -> None:
     for version in range(3):
         found = train.batch(np.array([1]), version)[0]["activations"][0][valid["crops"][0]]
         rng = np.random.default_rng([finetune_args.seed, 1, version])
-        seen = augment_clip(torch.from_numpy(crops), augmentation_of(setup), rng).contiguous().numpy()
+        seen = augment_clip(torch.from_numpy(crops), Augmentation(), rng).contiguous().numpy()
         assert np.array_equal(found, prefix(seen if version else crops))
 
 

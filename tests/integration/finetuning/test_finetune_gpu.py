@@ -28,7 +28,7 @@ QUICK = FinetuneConfig(epochs=2, head_only_epochs=1, effective_batch=4, head_lr=
 def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpu")
     store = write_crop_store(folder / "crops.zarr")
-    head = HeadConfig(hidden=8, projection=8, dropout=0.0)
+    head = HeadConfig(hidden=8, dropout=0.0)
     options = TrainArgs(Path(store.path), folder / "run", head=head, train=TrainConfig(epochs=1, lr=1e-5))
     train(dataclasses.replace(options, device="cpu"))
     return folder / "run"

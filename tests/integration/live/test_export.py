@@ -26,6 +26,8 @@ from seqmodel.commands.export import check, export, make_verification_input
 from seqmodel.config import ExportArgs
 from seqmodel.encoders.backbone import build_encoder, encoder_of, state_sha256
 from seqmodel.export.bundle import FORMATS, bundle_folder, find_bundle
+from seqmodel.heads.ensemble import Ensemble
+from seqmodel.heads.inputs import InputStatistics
 from seqmodel.heads.recurrent import build_head
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.runs.card import load_card, save_card
@@ -66,7 +68,7 @@ def run(
             geometry=found.geometry,
             crops=found.crops,
         )
-    save_split(run, [clip.clip_id for clip in clips], [clip.subject for clip in clips], ["val"] * 4)
+    save_split(run, [clip.clip_id for clip in clips], [clip.subject for clip in clips], ["val"] * 4, {})
     # A float32 store: live then uses float32 on every processor, as the bundles do.
     save_card(run, replace(card, store=str(path), numerics={"precision": "f32"}))
     return run
@@ -145,7 +147,7 @@ def test_run_uses_its_export_only_for_the_same_weights(
     model = open_model(own)
     assert model.engine is not None
     assert model.engine.numerics["export"] == "openvino"
-    assert set(load_statistics(own / "export" / "openvino")) == {"embeddings", "geometry"}
+    assert set(load_statistics(own / "export" / "openvino", load_card(own))) == {"embeddings", "geometry"}
     card = load_card(own)
     save_card(own, replace(card, calibration=replace(card.calibration, temperature=2.0)))
     again = open_model(own)
@@ -194,7 +196,10 @@ def test_export_with_other_results_than_torch_is_refused(
     wrong = tmp_path / "wrong"
     shutil.copytree(bundles["openvino"], wrong)
     encoder = encoder_of(card.recipe.encoder, None)
-    other = build_head(card.head, card.dims, card.num_outputs, seed=1)
+    heads = [
+        build_head(m.head, m.stream, card.dims[m.stream], card.num_outputs, seed=1) for m in card.members
+    ]
+    other = Ensemble([[head] for head in heads], card.labelling.task)
     with pytest.raises(ValueError, match="differs from torch"):
         check(wrong, encoder, other.eval(), card, make_verification_input(args, card), args)
 
@@ -325,7 +330,7 @@ def test_training_stats_are_written_and_read_back(run: Path, tmp_path: Path) -> 
     own = tmp_path / "run"
     shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
     ids = list(load_split(own))
-    save_split(own, ids, ["a", "b", "c", "d"], ["train", "train", "val", "val"])
+    save_split(own, ids, ["a", "b", "c", "d"], ["train", "train", "val", "val"], {})
     found = write_training_stats(own)
     assert read_training_stats(own) == found
     assert found.num_clips == 2
@@ -345,16 +350,18 @@ def test_novelty_of_a_fine_tuned_run_uses_its_own_encoder(
     shutil.copytree(run, own, ignore=shutil.ignore_patterns("export"))
     encoder, identity = build_encoder("mobilenet_v3_large", "random", 1)
     card = load_card(run)
-    card = replace(card, recipe=replace(card.recipe, encoder=identity), dims={"embeddings": identity.dim})
+    members = tuple(member for member in card.members if member.stream == "embeddings")
+    recipe = replace(card.recipe, encoder=identity)
+    card = replace(card, recipe=recipe, members=members, dims={"embeddings": identity.dim})
     store = FeatureStore.open(card.store)
     crops = [cv2.imdecode(np.frombuffer(c, np.uint8), 1)[..., ::-1] for c in store.read_crops(0) if c]
     seen = encoder.embed(np.ascontiguousarray(np.stack(crops)))
-    head = build_head(card.head, card.dims, card.num_outputs, seed=0)
-    head.mean_embeddings.copy_(torch.from_numpy(seen.astype(np.float32).mean(axis=0)))
-    head.std_embeddings.copy_(torch.from_numpy(seen.astype(np.float32).std(axis=0) + 1e-2))
-    save_weights(own, head.state_dict(), encoder.state_dict())
+    head = build_head(members[0].head, "embeddings", identity.dim, card.num_outputs, seed=0)
+    mean, std = (getattr(seen.astype(np.float32), name)(axis=0) for name in ("mean", "std"))
+    head.input.put(InputStatistics(mean, std + 1e-2, np.zeros((0, identity.dim), np.float32)))
+    save_weights(own, Ensemble([[head]], card.labelling.task).state_dict(), encoder.state_dict())
     save_card(own, card)
-    save_split(own, list(load_split(own)), ["a", "b", "c", "d"], ["train", "train", "val", "val"])
+    save_split(own, list(load_split(own)), ["a", "b", "c", "d"], ["train", "train", "val", "val"], {})
     found = write_training_stats(own).novelty
     assert found is not None
     lives = [

@@ -15,8 +15,8 @@ from extract.video.reader import read_video
 from live.inference.model import LiveModel, open_model
 from live.inference.predictor import Prediction, Predictor
 from seqmodel.encoders.backbone import encoder_of
-from seqmodel.heads.recurrent import LstmHead
 from seqmodel.runs.files import load_weights
+from seqmodel.runs.predict import load_ensemble
 from tests.support.extracted import extracted
 from tests.support.small_run import write_run
 
@@ -53,8 +53,7 @@ def head_logits(run: Path, model: LiveModel, row: WindowFeatures) -> np.ndarray:
     assert row.embeddings is not None
     assert row.geometry is not None
     card = model.card
-    head = LstmHead(card.head, card.dims, card.num_outputs)
-    head.load_state_dict(load_weights(run)["head"])
+    head = load_ensemble(card, load_weights(run)["head"])
     measured = ~np.isnan(row.geometry).any(axis=1)
     x = {"embeddings": row.embeddings.astype(np.float32), "geometry": np.nan_to_num(row.geometry, nan=0.0)}
     valid = {"embeddings": row.frames[:, 5] > 0, "geometry": measured}

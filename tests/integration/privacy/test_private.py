@@ -138,6 +138,6 @@ def test_extract_and_tune_make_no_outside_connection(tmp_path: Path, tiny_demo: 
     done = run_traced(tmp_path, *argv, "--workers", "1", "--fps", "1")
     assert done.returncode == 0, done.stderr
     argv = ["-m", "tune", "--store", store, "--out", run, "--trials", "2", "--workers", "1"]
-    argv += ["--epochs", "2", "--reseed", "1"]
+    argv += ["--epochs", "2"]
     done = run_traced(tmp_path, *argv, "--labels", "distracted,engaged")
     assert done.returncode == 0, done.stderr

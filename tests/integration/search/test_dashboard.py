@@ -52,7 +52,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "--workers",
         "1",
     ]
-    argv += ["--reseed", "1", "--epochs", "2", "--pruning", "off", "--study", "heads of the demo"]
+    argv += ["--epochs", "2", "--pruning", "off", "--study", "heads of the demo"]
     with pytest.MonkeyPatch.context() as patch:  # the dashboard draws its own plots
         patch.setattr("tune.run.save_study_plots", lambda study, folder, metric: {})
         done = run_here("tune", *argv, SLURM_CPUS_PER_TASK="1")

@@ -1,16 +1,13 @@
 """Processes of a search: which ones can be checked by their id, and how they end."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import pytest
 from optuna.trial import FrozenTrial, TrialState
@@ -18,10 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from features.files import in_same_namespace, is_alive, process_namespace, this_process
 from features.store.location import location_of
 from features.store.lock import planner_lock
-from seqmodel.config import LabelArgs
 from tests.support.toy_sequences import write_toy_store
-from tune import finalists
-from tune.config import TuneArgs
 from tune.study.study import StudySpec, load_study
 
 IN_A_CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -46,11 +40,6 @@ def has_containers() -> bool:
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-
-
-def args_for(folder: Path, **changes: Any) -> TuneArgs:
-    store = write_toy_store(folder)
-    return TuneArgs(store, folder / "run", label=LabelArgs(labels="distracted,engaged"), workers=2, **changes)
 
 
 # Processes that can be checked
@@ -83,45 +72,6 @@ def test_running_process_of_another_container_counts_as_running(tmp_path: Path) 
 # Processes that end
 
 
-def hold_pool(args: TuneArgs, sender: Connection) -> None:
-    """Send the process that trains with new seeds, and wait to be killed."""
-    with finalists.refitting(args) as pool:
-        sender.send(pool.submit(this_process).result())
-        time.sleep(600)
-
-
-def test_refit_processes_end_when_the_search_is_killed(tmp_path: Path) -> None:
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    search = multiprocessing.get_context("spawn").Process(target=hold_pool, args=(args_for(tmp_path), sender))
-    search.start()
-    sender.close()
-    worker = receiver.recv()
-    receiver.close()
-    assert is_alive(worker)
-    search.kill()
-    search.join()
-    deadline = time.monotonic() + 60
-    while is_alive(worker) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    try:
-        assert not is_alive(worker)
-    finally:
-        if is_alive(worker):
-            os.kill(worker["pid"], signal.SIGKILL)
-
-
-def test_killed_refit_process_gives_a_one_line_error(tmp_path: Path) -> None:
-    def refit() -> None:
-        with finalists.refitting(args_for(tmp_path)) as pool:
-            worker = pool.submit(this_process).result()
-            pool.submit(os.kill, worker["pid"], signal.SIGKILL).result()
-
-    with pytest.raises(
-        ValueError, match=r"training with new seeds: .* killed \(perhaps out of memory\): use fewer --workers"
-    ):
-        refit()
-
-
 @pytest.mark.skipif(os.name != "posix", reason="signals of a process group")
 def test_signal_to_every_process_loses_no_trial(tmp_path: Path) -> None:
     """As with Ctrl-C in a terminal and SLURM's SIGTERM, which reach the workers too: running trials are
@@ -129,7 +79,7 @@ def test_signal_to_every_process_loses_no_trial(tmp_path: Path) -> None:
     store = write_toy_store(tmp_path, num_clips=600, num_steps=30)
     argv = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / "run")]
     argv += ["--study", "s", "--trials", "20", "--workers", "2", "--epochs", "40", "--pruning", "off"]
-    spec = StudySpec(str(tmp_path / "run" / "study.log"), "s", 20, 0, 40, pruning=False, folds=0)
+    spec = StudySpec(str(tmp_path / "run" / "study.log"), "s", 20, 0)
 
     def trials(*states: TrialState) -> list[FrozenTrial]:
         return load_study(spec).get_trials(states=states or None)

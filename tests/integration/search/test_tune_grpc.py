@@ -65,14 +65,14 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_trial_of_a_killed_worker_of_two_is_run_again(proxy: str) -> None:
-    require_retry(StudySpec(proxy, "killed", trials=8, seed=0, epochs=4, pruning=False, folds=0))
+    require_retry(StudySpec(proxy, "killed", trials=8, seed=0))
 
 
 def test_trial_of_a_silent_worker_on_another_machine_is_run_again(
     proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tune.study.study.SILENT_S", 0)
-    spec = StudySpec(proxy, "silent", trials=2, seed=0, epochs=4, pruning=False, folds=0)
+    spec = StudySpec(proxy, "silent", trials=2, seed=0)
     study = create_study(spec, [{"a": 0.25}], {})
     lost = study.ask()
     lost.suggest_float("a", -1, 1)
@@ -90,7 +90,7 @@ def test_lost_proxy_gives_a_one_line_error_and_the_same_command_resumes(tmp_path
     store = write_toy_store(tmp_path, num_clips=120)
     port, journal = free_port(), tmp_path / "study.log"
     argv = [sys.executable, "-m", "tune", "--store", str(store), "--out", str(tmp_path / "run")]
-    argv += ["--storage", f"grpc://127.0.0.1:{port}", "--workers", "2", "--reseed", "1", "--epochs", "2"]
+    argv += ["--storage", f"grpc://127.0.0.1:{port}", "--workers", "2", "--epochs", "2"]
     server = start_proxy(journal, port)
 
     def finished() -> int:

@@ -34,14 +34,14 @@ def server() -> Iterator[str]:
 
 
 def test_trial_of_a_killed_worker_of_two_is_run_again(server: str) -> None:
-    require_retry(StudySpec(server, "killed", trials=10, seed=0, epochs=4, pruning=False, folds=0))
+    require_retry(StudySpec(server, "killed", trials=10, seed=0))
 
 
 def test_two_commands_search_together_and_one_is_killed(server: str, tmp_path: Path) -> None:
     """As on two machines: each command writes its own run from the shared study."""
     store = write_toy_store(tmp_path, num_clips=300, num_steps=30)
-    options = ["--storage", server, "--study", "shared", "--trials", "8", "--workers", "1", "--reseed", "1"]
-    options += ["--epochs", "6", "--pruning", "off"]
+    options = ["--storage", server, "--study", "shared", "--trials", "8", "--workers", "1"]
+    options += ["--epochs", "3", "--pruning", "off"]
     environment = os.environ | {"SLURM_CPUS_PER_TASK": "1", "OMP_NUM_THREADS": "1"}
 
     def start(out: str) -> subprocess.Popen[str]:
@@ -108,7 +108,7 @@ def test_two_commands_search_together_and_one_is_killed(server: str, tmp_path: P
 @pytest.mark.parametrize("trials", [1, 2])
 def test_ended_worker_of_another_machine_is_found_by_its_heartbeat(server: str, trials: int) -> None:
     """Also if its trial is the last one, so that no other trial is started."""
-    spec = StudySpec(server, f"silent {trials}", trials=trials, seed=0, epochs=4, pruning=False, folds=0)
+    spec = StudySpec(server, f"silent {trials}", trials=trials, seed=0)
     study = create_study(spec, [{"a": 0.25}], {})
     # As after a power failure: the trial is running, and its last heartbeat is old.
     with pytest.warns(UserWarning, match="Heartbeat"):  # study.optimize would finish the trial

@@ -253,8 +253,9 @@ def test_key_c_calibrates_also_the_next_session_and_key_x_removes_it(
     card = Calibration(bias=20.0)  # everything is "engaged"
     run = write_run(tmp_path / "run", detector_path, pixels=Pixels((), window_s=2), calibration=card)
     head = load_weights(run)["head"]
-    # A random head separates the two pictures by 0.1 only; a trained head has larger logits.
-    save_weights(run, head | {"output.weight": 30 * head["output.weight"]}, None)
+    name = "member.0.fold.0.output.weight"
+    # A random head separates the two pictures by little; a trained head has larger logits.
+    save_weights(run, head | {name: 3 * head[name]}, None)
     model = open_model(run)
     pictures = [astronaut(), astronaut() // 4]
 

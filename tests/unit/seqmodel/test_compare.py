@@ -15,7 +15,7 @@ from features.store.store import FeatureStore
 from seqmodel.__main__ import main
 from seqmodel.commands.calibrate import choose_fit_subjects
 from seqmodel.commands.compare import GATE_MARGIN, gate_passes
-from seqmodel.config import TrainConfig, TrialConfig
+from seqmodel.config import MemberConfig, TrainConfig
 from seqmodel.evaluation import folds
 from seqmodel.metrics.bootstrap import Estimate, PairedDifference
 from seqmodel.metrics.calibration import Calibration, moved_band
@@ -24,6 +24,7 @@ from seqmodel.runs.card import calibration_clips, load_card, save_card
 from seqmodel.runs.files import load_split
 from seqmodel.runs.predict import eval_subset, read_predictions
 from seqmodel.runs.settings import save_settings
+from seqmodel.training.cross_fit import FoldInputs
 from tests.support.trained_run import NAMES, WITH_GEOMETRY, make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_drawing")
@@ -31,11 +32,13 @@ pytestmark = pytest.mark.usefixtures("no_drawing")
 
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory) -> Path:
-    """A trained run `good` and a barely trained one `poor`, on one store and split."""
+    """A trained run `good`, and a run `poor` whose features in training did not depend on the labels, on one
+    store and split."""
     root = tmp_path_factory.mktemp("compare")
     store = make_store(root / "s.zarr", signal=0.8, num_subjects=40)
     make_run(root / "good", store, epochs=12)
-    make_run(root / "poor", store, epochs=1)
+    card = make_run(root / "poor", make_store(root / "noise.zarr", signal=0, num_subjects=40), epochs=1)
+    save_card(root / "poor", replace(card, store=str(store.path), store_fingerprint=store.fingerprint()))
     return root
 
 
@@ -240,47 +243,63 @@ def test_every_stream_of_the_store_has_its_baseline_in_folds(tmp_path):
     page = (tmp_path / "run/folds-2/report.html").read_text(encoding="utf-8")
     assert "Logistic regression, embeddings" in page
     assert "Logistic regression, geometry" in page
-    assert "new heads trained in 2 folds on the store's features, as this run's head was" in page.replace(
+    assert "new models trained in 2 folds on the store's features, as this run's was" in page.replace(
         "&#x27;", "'"
     ).replace("&#39;", "'")
 
 
-def test_validation_of_a_fold_is_a_fifth_of_its_training_subjects():
-    labels = np.tile([0, 1], 40)
-    people = np.repeat([f"p{k}" for k in range(10)], 8)
-    samples = Samples({}, {}, labels, people, people, np.arange(80))
-    learn = np.flatnonzero(people != "p3")
-    train, val = folds.inner_split(samples, learn, seed=0)
-    assert not set(people[train]) & set(people[val])
-    assert sorted([*train, *val]) == learn.tolist()
-    assert len(val) in (8, 16)
+def test_inner_folds_of_a_fold_divide_its_training_people(tmp_path, monkeypatch):
+    """In five parts, without the held-out person."""
+    store = make_store(tmp_path / "s.zarr", num_subjects=10, clips_each=4, broken=False)
+    card = make_run(tmp_path / "run", store, epochs=1)
+    samples = load_samples(store, card.labelling, np.arange(40))
+    inner = []
+
+    def noted(*args):
+        inner.append(args)
+        return FoldInputs(*args)
+
+    monkeypatch.setattr(folds, "FoldInputs", noted)
+    train, held_out = folds.split_folds("loso", samples.labels, samples.subjects, 0)[3]
+    folds.run_fold(card, card.members, samples, np.ones(40, bool), train, held_out, seed=0)
+    ((given, numbers),) = inner
+    assert given.rows.tolist() == train.tolist()
+    parts = [set(given.subjects[numbers == number]) for number in range(5)]
+    assert sorted(map(len, parts)) == [1, 2, 2, 2, 2]
+    assert set.union(*parts) == set(samples.subjects) - set(samples.subjects[held_out])
 
 
-def test_validation_of_a_fold_has_every_class_where_that_is_possible():
-    people = np.repeat(["a", "b", "c"], 4)
-    samples = Samples({}, {}, np.repeat([0, 1, 1], 4), people, people, np.arange(12))
-    train, _ = folds.inner_split(samples, np.arange(12), seed=0)
-    assert "a" in people[train], "else no training clip has its class"
-    mixed = replace(samples, labels=np.array([0, 0, 0, 0, 1, 1, 1, 1, 0, 1, 0, 1]))
-    for seed in range(5):
-        train, val = folds.inner_split(mixed, np.arange(12), seed)
-        assert set(people[val]) == {"c"}, "only c has both"
-    assert folds.inner_split(replace(samples, labels=np.zeros(12, int)), np.arange(12), seed=0) is None
+def test_fold_without_a_possible_inner_fold_is_not_trained(tmp_path):
+    """If two people are left and each has one class; with a third one, both classes can be learned."""
+    store = make_store(tmp_path / "s.zarr", num_subjects=4, clips_each=5, broken=False)
+    card = make_run(tmp_path / "run", store, epochs=1)
+    samples = load_samples(store, card.labelling, np.arange(20))
+    samples = replace(samples, labels=np.repeat([0, 1, 1, 0], 5))
+    measured, held_out = np.ones(20, bool), np.arange(15, 20)
+    for people, is_trained in ((2, False), (3, True)):
+        fold = np.arange(5 * people), held_out
+        result = folds.run_fold(card, card.members, samples, measured, *fold, seed=0)
+        assert bool(result.setting) == is_trained
+        assert len(result.indices) == 5 * is_trained
+    alone = folds.run_fold(card, card.members, samples, measured, np.arange(5), held_out, seed=0)
+    assert alone.setting == "", "one class"
 
 
 def test_a_fold_with_one_training_subject_is_divided_by_video():
     videos = np.array([f"v{k // 2}.mp4#{k % 2}" for k in range(12)])
     samples = Samples({}, {}, np.tile([0, 1], 6), videos, np.full(12, "one"), np.arange(12))
-    train, val = folds.inner_split(samples, np.arange(12), seed=0)
-    assert (len(train), len(val)) in ((10, 2), (8, 4))
-    assert not {v.split("#")[0] for v in videos[train]} & {v.split("#")[0] for v in videos[val]}
+    assert folds.inner_groups(samples).tolist() == [f"v{k // 2}.mp4" for k in range(12)]
+    two = replace(samples, subjects=np.repeat(["one", "two"], 6))
+    assert folds.inner_groups(two).tolist() == ["subject one"] * 6 + ["subject two"] * 6
+    windows = np.array([f"v.mp4#{k}" for k in range(12)])
+    assert folds.inner_groups(replace(samples, clip_ids=windows)).tolist() == windows.tolist()
 
 
 @pytest.mark.parametrize("how", ["3", "loso"])
 def test_every_clip_is_predicted_by_a_head_not_trained_on_its_subject(tmp_path, how):
     store = make_store(tmp_path / "s.zarr", signal=0.8, num_subjects=6, clips_each=8)
     card = make_run(tmp_path / "run", store, epochs=1)
-    save_settings(tmp_path / "run", [TrialConfig(card.head, TrainConfig(lr=1e-2), "embeddings")])
+    save_settings(tmp_path / "run", [MemberConfig("embeddings", card.members[0].head, TrainConfig(6, 1e-2))])
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--bootstrap-rounds", "50"]) == 0
     folder = tmp_path / f"run/folds-{how}"
     rows = read_predictions(folder / "predictions.csv")
@@ -304,7 +323,8 @@ def test_fold_predictions_do_not_depend_on_held_out_labels(tmp_path):
     turned = samples.labels.copy()
     turned[left_out] = 1 - turned[left_out]
     measured = np.ones(30, bool)
-    settings = [TrialConfig(card.head, replace(card.train, noise=noise), "embeddings") for noise in (0, 0.5)]
+    (member,) = card.members
+    settings = [replace(member, train=replace(member.train, noise=noise)) for noise in (0, 0.5)]
     answers = [
         folds.run_fold(card, settings, part, measured, learn, left_out, seed=0)
         for part in (samples, replace(samples, labels=turned))

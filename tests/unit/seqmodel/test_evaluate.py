@@ -18,16 +18,20 @@ from features.maintenance.import_external import read_sequences, write_external
 from features.store.store import FeatureStore
 from seqmodel.__main__ import main
 from seqmodel.commands.evaluate import evaluate
-from seqmodel.config import EvaluateArgs, HeadConfig, TrainConfig, TrialConfig
+from seqmodel.config import EvaluateArgs, HeadConfig, MemberConfig, TrainConfig
 from seqmodel.evaluation import folds
 from seqmodel.evaluation.fold_result import FoldResult, load_fold, save_fold
 from seqmodel.evaluation.permutation_importance import head_logits
+from seqmodel.heads.ensemble import Ensemble
 from seqmodel.heads.recurrent import build_head
+from seqmodel.heads.trees import TreesHead, fit_trees
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.reporting import umap_projection
 from seqmodel.runs.card import load_card, save_card
 from seqmodel.runs.predict import read_predictions
 from seqmodel.runs.settings import save_settings
+from seqmodel.training import select
+from seqmodel.training.cross_fit import NUM_FOLDS
 from seqmodel.training.design import StudyDesign
 from tests.support.trained_run import NAMES, WITH_GEOMETRY, make_run, make_store
 
@@ -357,24 +361,36 @@ def test_folds_without_training_data_are_rejected_and_not_logged(tmp_path, capsy
     assert not (tmp_path / "run/folds-3").exists()
 
 
+def _noted_subsets(monkeypatch) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The (training, held-out) rows of every fold that will be fitted, and of all its inner folds."""
+    subsets = []
+
+    def fold(card, settings, samples, measured, train, held_out, *rest, run_fold=folds.run_fold):
+        subsets.append((samples.rows[train], samples.rows[held_out]))
+        return run_fold(card, settings, samples, measured, train, held_out, *rest)
+
+    def inner(samples, inner_folds, fold_inputs=folds.FoldInputs):
+        found = fold_inputs(samples, inner_folds)
+        for number in found.numbers:
+            subsets.append((samples.rows[found.folds != number], samples.rows[found.folds == number]))
+        return found
+
+    monkeypatch.setattr(folds, "run_fold", fold)
+    monkeypatch.setattr(folds, "FoldInputs", inner)
+    return subsets
+
+
 def test_windows_of_one_video_stay_in_one_fold_without_subjects(tmp_path, monkeypatch):
     """In the folds, and in the inner parts of each fold."""
     unknown = {"known_subjects": False, "one_video_each": True, "broken": False}
     store = make_store(tmp_path / "s.zarr", num_subjects=9, clips_each=6, **unknown)
     make_run(tmp_path / "run", store, epochs=1)
-    subsets = []
-
-    def noted(samples, learn, seed, inner_split=folds.inner_split):
-        subsets.append((learn, np.setdiff1d(np.arange(len(samples)), learn)))
-        subsets.append(inner_split(samples, learn, seed))
-        return subsets[-1]
-
-    monkeypatch.setattr(folds, "inner_split", noted)
+    subsets = _noted_subsets(monkeypatch)
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "50"]) == 0
     videos = store.table().source
     page = (tmp_path / "run/folds-3/report.html").read_text(encoding="utf-8")
     assert re.search(r"AUROC within folds is \d\.\d{3} .* pooled over all folds it is \d\.\d{3}", page)
-    assert len(subsets) == 3 * 2
+    assert len(subsets) == 3 * (1 + NUM_FOLDS)
     assert not any(set(videos[one]) & set(videos[other]) for one, other in subsets)
 
 
@@ -382,17 +398,18 @@ def test_interrupted_folds_continue_and_equal_uninterrupted_ones(tmp_path, monke
     """Finished folds are not trained again, and other settings or labels use none of them."""
     table = make_store(tmp_path / "s.zarr", num_subjects=6, clips_each=4).table()
     card = make_run(tmp_path / "run", FeatureStore.open(tmp_path / "s.zarr"), epochs=1)
-    settings = [TrialConfig(replace(card.head, hidden=4 + k), card.train, "embeddings") for k in range(4)]
+    (member,) = card.members
+    settings = [replace(member, head=replace(member.head, hidden=4 + k)) for k in range(4)]
     save_settings(tmp_path / "run", settings)
     argv = ["evaluate", "--run", str(tmp_path / "run"), "--folds", "3", "--bootstrap-rounds", "20"]
     results = tmp_path / "run/folds-3"
-    fits, fit, last = [], folds._fit_head, [99]
+    fits, last = [], [99]
 
-    def fit_until(*args):
+    def fit_until(*args, fit=select.cross_fit, **options):
         if len(fits) == last[0]:
             raise KeyboardInterrupt
         fits.append(args)
-        return fit(*args)
+        return fit(*args, **options)
 
     def fits_until(number: int) -> int:
         """Number of fits of the command, if it is interrupted after `number` fits."""
@@ -404,7 +421,7 @@ def test_interrupted_folds_continue_and_equal_uninterrupted_ones(tmp_path, monke
     def files() -> list[bytes]:
         return [(results / name).read_bytes() for name in ("predictions.csv", "metrics.json")]
 
-    monkeypatch.setattr(folds, "_fit_head", fit_until)
+    monkeypatch.setattr(select, "cross_fit", fit_until)
     assert fits_until(99) == 12
     assert not (results / "finished").exists()
     expected = files()
@@ -466,7 +483,15 @@ def test_evaluation_by_design_keeps_the_results_of_an_evaluation_with_folds(tmp_
 
 
 def test_saved_fold_has_the_head_for_importance(tmp_path):
-    head = build_head(HeadConfig(hidden=4, projection=4), {"geometry": 3}, 1, seed=5)
+    """With members of both kinds, and two inner folds each."""
+    members = MemberConfig("geometry", HeadConfig(hidden=4)), MemberConfig("geometry", HeadConfig("trees"))
+    rng = np.random.default_rng(0)
+    z, labels = rng.normal(size=(40, 6, 3)).astype(np.float32), np.arange(40) % 2
+    recurrent = [build_head(members[0].head, "geometry", 3, 1, seed=seed) for seed in range(2)]
+    trees = [TreesHead(members[1].head, "geometry", 3, 1, "binary") for _ in range(2)]
+    for seed, each in enumerate(trees):
+        fit_trees(each, z, np.ones((40, 6), bool), labels, 2, seed)
+    head = Ensemble([recurrent, trees], "binary")
     result = FoldResult(
         np.array([2, 5]),
         np.array([[0.1], [0.7]]),
@@ -475,16 +500,24 @@ def test_saved_fold_has_the_head_for_importance(tmp_path):
         "wide",
         head,
         Calibration(temperature=1.7, threshold=0.3),
+        members,
     )
     save_fold(tmp_path / "가.safetensors", result)
-    found = load_fold(tmp_path / "가.safetensors", head.dims, 1)
+    found = load_fold(tmp_path / "가.safetensors", head.dims, "binary", 2)
     assert found is not None
     for name in ("indices", "logits", "probabilities", "predicted"):
         np.testing.assert_array_equal(getattr(found, name), getattr(result, name), strict=True)
     assert (found.setting, found.calibration) == ("wide", result.calibration)
-    x = {"geometry": np.ones((1, 6, 3), np.float32)}, {"geometry": np.ones((1, 6), bool)}
+    assert found.head is not None
+    assert (found.members, found.head.num_folds) == (members, 2)
+    x = {"geometry": z[:4]}, {"geometry": np.ones((4, 6), bool)}
     np.testing.assert_array_equal(head_logits(found.head, *x), head_logits(head, *x))
-    assert load_fold(tmp_path / "나.safetensors", head.dims, 1) is None
+    assert np.ptp(head_logits(head, *x)) > 0.1
+    assert load_fold(tmp_path / "나.safetensors", head.dims, "binary", 2) is None
+    save_fold(tmp_path / "다.safetensors", replace(result, head=None))
+    without = load_fold(tmp_path / "다.safetensors", head.dims, "binary", 2)
+    assert without is not None
+    assert without.head is None
 
 
 @pytest.mark.parametrize("how", ["4", "loso"])
@@ -497,22 +530,15 @@ def test_nearly_equal_clips_of_two_subjects_stay_in_one_fold(tmp_path, monkeypat
     monkeypatch.setattr("features.maintenance.near_duplicates.MIN_VALUES", 50)  # of 72 in these small clips
     store = FeatureStore.open(tmp_path / "s.zarr", "r+")
     store.write_row(26, embeddings=store.array("embeddings")[0], frames=store.array("frames")[0])
-    subsets = []
-
-    def noted(samples, learn, seed, inner_split=folds.inner_split):
-        subsets.append((learn, np.setdiff1d(np.arange(len(samples)), learn)))
-        subsets.append(inner_split(samples, learn, seed))
-        return subsets[-1]
-
-    monkeypatch.setattr(folds, "inner_split", noted)
+    subsets = _noted_subsets(monkeypatch)
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--folds", how, "--bootstrap-rounds", "50"]) == 0
-    assert len(subsets) == (4 if how == "4" else 8) * 2
+    assert len(subsets) == (4 if how == "4" else 8) * (1 + NUM_FOLDS)
     assert not any(np.isin(copies, one).any() and np.isin(copies, other).any() for one, other in subsets)
 
 
 def test_folds_of_another_data_set_use_mapped_labels(tmp_path):
     card = make_run(tmp_path / "run", make_store(tmp_path / "home.zarr", num_subjects=9), epochs=1)
-    save_settings(tmp_path / "run", [TrialConfig(card.head, TrainConfig(lr=1e-2), "embeddings")])
+    save_settings(tmp_path / "run", [MemberConfig("embeddings", card.members[0].head, TrainConfig(6, 1e-2))])
     make_store(tmp_path / "other.zarr", names=("away", "here"), num_subjects=6, clip_prefix="o")
     argv = ["evaluate", "--run", str(tmp_path / "run"), "--store", str(tmp_path / "other.zarr")]
     argv += ["--label-map", "away=distracted", "here=engaged", "--folds", "3", "--bootstrap-rounds", "50"]

@@ -34,7 +34,7 @@ from seqmodel.runs import card as card_file
 from seqmodel.runs import predict as predict_file
 from seqmodel.runs.card import Card, calibration_clips, load_card, save_card
 from seqmodel.runs.files import load_split
-from seqmodel.runs.predict import predict_rows, read_predictions
+from seqmodel.runs.predict import held_out_folds, predict_rows, read_predictions
 from tests.support.trained_run import WITH_GEOMETRY, make_run, make_store
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -227,10 +227,12 @@ def test_clips_without_a_face_do_not_affect_the_threshold(tmp_path: Path) -> Non
     run = tmp_path / "run"
     assert main(["train", "--store", str(store.path), "--run", str(run), "--epochs", "2"]) == 0
     card = load_card(run)
-    rows = open_context(run, card, None, "val").eval_subset.rows
-    logits, measured = predict_rows(run, card, store, card.labelling, rows)
+    parts = [open_context(run, card, None, subset).eval_subset for subset in ("train", "val")]
+    rows, labels = np.concatenate([p.rows for p in parts]), np.concatenate([p.labels for p in parts])
+    folds = held_out_folds(run, store, rows)
+    assert (folds >= 0).all()
+    logits, measured = predict_rows(run, card, store, card.labelling, rows, folds=folds)
     assert not measured.all()
-    labels = open_context(run, card, None, "val").eval_subset.labels
     given, names = (logits[measured], labels[measured], "binary"), card.labelling.names
     wanted = fit_calibration(*given, label_names=names, groups=store.table().subject[rows][measured])
     assert card.calibration.threshold == pytest.approx(wanted.threshold, abs=1e-4)

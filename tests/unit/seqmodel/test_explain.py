@@ -7,6 +7,7 @@ from extract.face.geometry import FEATURES
 from features.face_signals import strongest_signals
 from seqmodel.config import HeadConfig
 from seqmodel.evaluation.permutation_importance import Arrays, feature_groups, head_logits, importance
+from seqmodel.heads.ensemble import Ensemble
 from seqmodel.heads.recurrent import build_head
 from seqmodel.metrics.calibration import Calibration, Decision, decide, decide_probabilities
 
@@ -67,7 +68,8 @@ def test_clips_without_a_subject_are_units_of_their_own(clips) -> None:  # type:
 
 def test_importance_of_a_real_head_is_reproducible(clips) -> None:  # type: ignore[no-untyped-def]
     x, valid, labels, subjects = clips
-    head = build_head(HeadConfig(hidden=4, projection=4), DIMS, 1, seed=0)
+    members = [[build_head(HeadConfig(hidden=4), name, dim, 1, seed=0)] for name, dim in DIMS.items()]
+    head = Ensemble(members, "binary")
     groups = feature_groups(DIMS, FEATURES)
 
     def predict(x: Arrays, valid: Arrays) -> Decision:

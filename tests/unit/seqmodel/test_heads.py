@@ -1,4 +1,4 @@
-"""Heads: which inputs may change the logits, and which may not."""
+"""Heads, their input and the ensemble: what may change the logits, and what may not."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,24 +7,31 @@ import numpy as np
 import pytest
 import torch
 
-from seqmodel.config import HeadConfig
-from seqmodel.heads.recurrent import Z_LIMIT, LstmHead, build_head, masked_mean_std, num_outputs
+from features.window_statistics import window_statistics
+from seqmodel.config import HeadConfig, MemberConfig
+from seqmodel.heads.ensemble import Ensemble, Head, build_ensemble, to_probabilities
+from seqmodel.heads.inputs import MAX_FRAMES, Z_LIMIT, StreamInput, fit_input, masked_mean_std
+from seqmodel.heads.recurrent import RecurrentHead, build_head, num_outputs
 
 DIMS = {"embeddings": 10, "geometry": 4}
+STREAM, DIM = "embeddings", 10
 BATCH, STEPS = 5, 9
 EVERY = [
     HeadConfig(
         hidden=6,
-        projection=5,
+        components=components,
         pooling=pooling,
-        kind=kind,
+        kind=kind,  # type: ignore[arg-type]
         bidirectional=both,
-        centred_copy=more,
-        dynamics=more,
+        statistics=statistics,
     )
-    for pooling in ("last", "mean", "max", "attention")
-    for kind, both, more in (("lstm", True, False), ("gru", False, True))
+    for pooling in ("mean", "stats", "attention")
+    for kind, both, components, statistics in (("lstm", True, 0, False), ("gru", False, 5, True))
 ]
+
+
+def name_of(config: HeadConfig) -> str:
+    return f"{config.kind}-{config.pooling}"
 
 
 @pytest.fixture(autouse=True)
@@ -35,76 +42,128 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def windows(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Random windows, each with some frames that are not valid."""
+def windows(seed: int = 0, stream: str = STREAM) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random windows of a stream, each with some frames that are not valid."""
     generator = torch.Generator().manual_seed(seed)
-    x = {name: torch.randn(BATCH, STEPS, dim, generator=generator) for name, dim in DIMS.items()}
-    valid = {name: torch.rand(BATCH, STEPS, generator=generator) > 0.3 for name in DIMS}
-    return x, valid
+    x = torch.randn(BATCH, STEPS, DIMS[stream], generator=generator)
+    return x, torch.rand(BATCH, STEPS, generator=generator) > 0.3
 
 
-def logits(head: LstmHead, x: dict[str, torch.Tensor], valid: dict[str, torch.Tensor]) -> torch.Tensor:
+def both_streams(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Random windows of both streams."""
+    found = {name: windows(seed + number, name) for number, name in enumerate(DIMS)}
+    return {name: x for name, (x, _) in found.items()}, {name: valid for name, (_, valid) in found.items()}
+
+
+def head_of(config: HeadConfig, outputs: int = 1, seed: int = 0, stream: str = STREAM) -> RecurrentHead:
+    """A head whose input is fitted on other windows."""
+    head = build_head(config, stream, DIMS[stream], outputs, seed=seed)
+    x, valid = (array.numpy() for array in windows(99, stream))
+    head.input.put(fit_input(stream, x, valid, config.components))
+    return head
+
+
+def logits(head: Head, x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     head.eval()
     with torch.inference_mode():
         return head(x, valid)
 
 
-@pytest.mark.parametrize("config", EVERY, ids=lambda c: f"{c.kind}-{c.pooling}")
+@pytest.mark.parametrize("config", EVERY, ids=name_of)
 def test_masked_frames_do_not_move_logits(config: HeadConfig) -> None:
-    head = build_head(config, DIMS, 1, seed=0)
+    head = head_of(config)
     x, valid = windows()
     expected = logits(head, x, valid)
     for filler in (1e4, torch.nan):
-        filled = {name: values.masked_fill(~valid[name].unsqueeze(-1), filler) for name, values in x.items()}
-        assert torch.equal(logits(head, filled, valid), expected)
+        assert torch.equal(logits(head, x.masked_fill(~valid.unsqueeze(-1), filler), valid), expected)
 
 
-@pytest.mark.parametrize("config", EVERY, ids=lambda c: f"{c.kind}-{c.pooling}")
+@pytest.mark.parametrize("config", EVERY, ids=name_of)
 def test_batch_equals_single_windows(config: HeadConfig) -> None:
-    head = build_head(config, DIMS, 3, seed=0)
+    head = head_of(config, 3)
     x, valid = windows()
-    alone = [
-        logits(head, {k: v[i : i + 1] for k, v in x.items()}, {k: v[i : i + 1] for k, v in valid.items()})
-        for i in range(BATCH)
-    ]
+    alone = [logits(head, x[i : i + 1], valid[i : i + 1]) for i in range(BATCH)]
     torch.testing.assert_close(logits(head, x, valid), torch.cat(alone), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("config", EVERY, ids=lambda c: f"{c.kind}-{c.pooling}")
+@pytest.mark.parametrize("config", EVERY, ids=name_of)
 def test_window_without_a_face_has_finite_logits_and_gradients(config: HeadConfig) -> None:
-    head = build_head(config, DIMS, 1, seed=0)
+    head = head_of(config)
     x, valid = windows()
-    none_valid = {name: torch.zeros_like(mask) for name, mask in valid.items()}
-    head(x, none_valid).sum().backward()
-    assert torch.isfinite(logits(head, x, none_valid)).all()
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in head.parameters())
+    x.requires_grad_()
+    some_without = valid & (torch.arange(BATCH) > 1).unsqueeze(1)
+    for mask in (torch.zeros_like(valid), some_without):
+        head.zero_grad()
+        head(x, mask).sum().backward()
+        assert torch.isfinite(logits(head, x.detach(), mask)).all()
+        assert all(p.grad is None or torch.isfinite(p.grad).all() for p in (*head.parameters(), x))
 
 
 def test_validity_of_frames_changes_logits() -> None:
-    head = build_head(EVERY[2], DIMS, 1, seed=0)
     x, valid = windows()
-    assert not torch.equal(
-        logits(head, x, valid), logits(head, x, {k: torch.ones_like(v) for k, v in valid.items()})
-    )
+    for config in EVERY:
+        head = head_of(config)
+        assert not torch.equal(logits(head, x, valid), logits(head, x, torch.ones_like(valid)))
 
 
-def test_missing_stream_equals_a_masked_stream() -> None:
-    head = build_head(EVERY[0], DIMS, 1, seed=0)
+@pytest.mark.parametrize("config", EVERY, ids=name_of)
+def test_training_and_evaluation_read_the_same_samples(config: HeadConfig) -> None:
+    """Same logits without dropout, for float16 values and frames with NaN, and from the input as `fit` reads
+    it."""
+    head = head_of(dataclasses.replace(config, dropout=0.0))
     x, valid = windows()
-    lost = {"embeddings": valid["embeddings"], "geometry": torch.zeros_like(valid["geometry"])}
-    absent = logits(head, {"embeddings": x["embeddings"]}, {"embeddings": valid["embeddings"]})
-    assert torch.equal(logits(head, x, lost), absent)
+    valid[1] = True
+    x = x.masked_fill(~valid.unsqueeze(-1), torch.nan).half()
+    expected = head.eval()(x, valid)
+    torch.testing.assert_close(head.train()(x, valid), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(head.read(head.input(x, valid), valid), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_stream_dropout_never_masks_both_streams() -> None:
-    head = build_head(HeadConfig(stream_dropout=1.0, hidden=4, projection=4), DIMS, 1, seed=0).train()
-    full = {name: torch.ones(64, STEPS, dtype=torch.bool) for name in DIMS}
-    seen, some_step = head._stream_validity(full)
-    assert some_step.all()
-    hidden = {name: (~mask).all(dim=1) for name, mask in seen.items()}
-    assert (hidden["embeddings"] ^ hidden["geometry"]).all()
-    assert hidden["embeddings"].any()
-    assert hidden["geometry"].any()
+def test_window_statistics_beside_the_states_are_standardised_and_limited() -> None:
+    """By mean and standard deviation over the windows that the head was fitted on."""
+    head = head_of(HeadConfig(hidden=4, pooling="mean", dropout=0.0, components=0)).eval()
+    generator = torch.Generator().manual_seed(3)
+    z = 7 + 3 * torch.randn(300, STEPS, DIM, generator=generator)
+    z[5] *= 20
+    valid = torch.rand(300, STEPS, generator=generator) > 0.3
+    head.fit_statistics(z, valid)
+    read: list[torch.Tensor] = []
+    head.output.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    with torch.inference_mode():
+        head.read(z, valid)
+    found = read[0][:, -len(head.statistics_mean) :].numpy()
+    raw = window_statistics(z.numpy(), valid.numpy())
+    expected = (raw - raw.mean(axis=0)) / np.maximum(raw.std(axis=0), 1e-3)
+    np.testing.assert_allclose(found, expected.clip(-Z_LIMIT, Z_LIMIT), atol=2e-3)
+    assert np.abs(expected).max() > Z_LIMIT
+
+
+def test_ordinal_thresholds_start_in_order_and_share_one_score() -> None:
+    head = build_head(HeadConfig(hidden=4, shared_thresholds=True), STREAM, DIM, 3, seed=0)
+    found = logits(head, *windows())
+    assert found.shape == (BATCH, 3)
+    assert (found.diff(dim=1) < 0).all()
+    torch.testing.assert_close(found[:, 0] - found[:, 1], (found[:, 0] - found[:, 1])[0].expand(BATCH))
+
+
+def test_building_a_head_does_not_change_the_random_state() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = build_head(EVERY[0], STREAM, DIM, 1, seed=1).state_dict()
+    assert torch.equal(torch.rand(3), expected)
+    again = build_head(EVERY[0], STREAM, DIM, 1, seed=1).state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_outputs_by_task_and_wrong_configs_are_refused() -> None:
+    assert [num_outputs(task, 4) for task in ("multiclass", "ordinal")] == [4, 3]
+    assert num_outputs("binary", 2) == 1
+    with pytest.raises(ValueError, match="dropout"):
+        RecurrentHead(HeadConfig(dropout=1.0), STREAM, 4, 1)
+
+
+# Input
 
 
 def test_statistics_use_only_valid_frames() -> None:
@@ -120,118 +179,207 @@ def test_statistics_use_only_valid_frames() -> None:
     assert std[3] == 1.0
 
 
-def test_units_of_a_stream_do_not_matter() -> None:
+@pytest.mark.parametrize("components", [0, 5])
+def test_units_of_a_stream_do_not_matter(components: int) -> None:
     rng = np.random.default_rng(1)
-    x = rng.normal(size=(40, STEPS, 10)).astype(np.float32)
+    x = rng.normal(size=(40, STEPS, DIM)).astype(np.float32)
+    x += 2 * rng.normal(size=(40, STEPS, 1)).astype(np.float32) * np.arange(DIM, dtype=np.float32)
     valid = np.ones((40, STEPS), bool)
-    mask = {"embeddings": torch.from_numpy(valid[:BATCH])}
     out = []
     for scale, shift in ((1.0, 0.0), (50.0, -7.0)):
-        head = build_head(HeadConfig(hidden=4, projection=4), {"embeddings": 10}, 1, seed=0)
-        values = x * scale + shift
-        head.put_statistics({"embeddings": masked_mean_std(values, valid)})
-        out.append(logits(head, {"embeddings": torch.from_numpy(values[:BATCH])}, mask))
-    torch.testing.assert_close(out[0], out[1], rtol=1e-3, atol=1e-5)
+        head = build_head(HeadConfig(hidden=4, components=components), STREAM, DIM, 1, seed=0)
+        values = x * np.float32(scale) + np.float32(shift)
+        head.input.put(fit_input(STREAM, values, valid, components))
+        out.append(logits(head, torch.from_numpy(values[:BATCH]), torch.from_numpy(valid[:BATCH])))
+    torch.testing.assert_close(out[0], out[1], rtol=1e-3, atol=1e-3)
 
 
-def test_dynamics_count_rises_and_skip_gaps() -> None:
-    from seqmodel.heads.recurrent import _dynamics
-
-    z = torch.tensor([[0.0, 2.0, 0.0, 2.0, 5.0, 0.0]]).reshape(1, 6, 1)
-    everything = torch.ones(1, 6, dtype=torch.bool)
-    change, rate = _dynamics(z, everything)
-    assert change.flatten().tolist() == [0.0, 2.0, -2.0, 2.0, 3.0, -5.0]
-    assert rate[0, 0] == pytest.approx(2 / 5)
-    gap = torch.tensor([[True, False, True, True, True, True]])
-    change, rate = _dynamics(z.masked_fill(~gap.unsqueeze(-1), 0.0), gap)
-    assert change.flatten().tolist() == [0.0, 0.0, 0.0, 2.0, 3.0, -5.0]
-    assert rate[0, 0] == pytest.approx(1 / 3)
+def correlated(num_clips: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of ten features of different size around a few directions, with some frames not valid."""
+    rng = np.random.default_rng(seed)
+    directions = rng.normal(size=(DIM, DIM)) * 3.0 ** -np.arange(DIM)[:, None]
+    x = rng.normal(size=(num_clips, STEPS, DIM)) @ directions + 4 * rng.normal(size=DIM)
+    return (x * 10.0 ** rng.integers(-2, 3, DIM)).astype(np.float32), rng.random((num_clips, STEPS)) > 0.3
 
 
-def test_loaded_head_is_the_same_for_any_order_of_streams() -> None:
-    head = build_head(EVERY[1], DIMS, 1, seed=3)
-    x, valid = windows()
-    twin = LstmHead(EVERY[1], dict(reversed(DIMS.items())), 1)
-    twin.load_state_dict(head.state_dict())
-    assert torch.equal(logits(head, x, valid), logits(twin, x, valid))
+def test_input_reads_the_principal_components_of_standardised_features() -> None:
+    """Those of scikit-learn up to the sign of each and one common scale: the first has deviation 1."""
+    from sklearn.decomposition import PCA
+
+    x, valid = correlated()
+    head_input = StreamInput(STREAM, DIM, 4)
+    head_input.put(fit_input(STREAM, x, valid, 4))
+    found = head_input(torch.from_numpy(x), torch.from_numpy(valid)).numpy()
+    assert found.shape == (60, STEPS, 4)
+    assert (found[~valid] == 0).all()
+    frames = x[valid].astype(np.float64)
+    expected = PCA(4, svd_solver="full").fit_transform((frames - frames.mean(axis=0)) / frames.std(axis=0))
+    expected /= expected[:, 0].std()
+    signs = np.sign((found[valid] * expected).sum(axis=0))
+    np.testing.assert_allclose(found[valid] * signs, expected, atol=2e-3)
+    largest = np.abs(head_input.basis.numpy()).argmax(axis=1)
+    assert (head_input.basis.numpy()[np.arange(4), largest] > 0).all(), "the same sign on every machine"
 
 
-def test_ordinal_thresholds_start_in_order_and_share_one_score() -> None:
-    head = build_head(HeadConfig(hidden=4, projection=4, shared_thresholds=True), DIMS, 3, seed=0)
-    found = logits(head, *windows())
-    assert found.shape == (BATCH, 3)
-    assert (found.diff(dim=1) < 0).all()
-    torch.testing.assert_close(found[:, 0] - found[:, 1], (found[:, 0] - found[:, 1])[0].expand(BATCH))
+@pytest.mark.parametrize("stream", list(DIMS))
+def test_frames_that_are_not_valid_do_not_change_the_input(stream: str) -> None:
+    x, valid = correlated()
+    for filler in (1e4, np.nan):
+        filled = np.where(valid[..., None], x, np.float32(filler))
+        first, second = (fit_input(stream, values, valid, 4) for values in (x, filled))
+        for field in dataclasses.fields(first):
+            np.testing.assert_array_equal(getattr(first, field.name), getattr(second, field.name))
 
 
-def test_building_a_head_does_not_change_the_random_state() -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    first = build_head(EVERY[0], DIMS, 1, seed=1).state_dict()
-    assert torch.equal(torch.rand(3), expected)
-    again = build_head(EVERY[0], DIMS, 1, seed=1).state_dict()
-    assert all(torch.equal(first[key], again[key]) for key in first)
+def test_first_components_are_those_of_a_wider_input() -> None:
+    """A fold computes the widest input once, for heads of every width."""
+    x, valid = correlated()
+    wide, narrow = (fit_input(STREAM, x, valid, number) for number in (8, 3))
+    head_input = StreamInput(STREAM, DIM, 3)
+    head_input.put(wide)
+    np.testing.assert_array_equal(head_input.basis.numpy(), narrow.basis)
+    for number in (0, DIM, DIM + 5):
+        assert StreamInput(STREAM, DIM, number).width == DIM
+        assert fit_input(STREAM, x, valid, number).basis.shape == (0, DIM)
 
 
-def test_outputs_by_task_and_wrong_configs_are_refused() -> None:
-    assert [num_outputs(task, 4) for task in ("multiclass", "ordinal")] == [4, 3]
-    assert num_outputs("binary", 2) == 1
-    with pytest.raises(ValueError, match="at least one input stream"):
-        LstmHead(HeadConfig(), {}, 1)
-    with pytest.raises(ValueError, match="dropout"):
-        LstmHead(HeadConfig(dropout=1.0), {"embeddings": 4}, 1)
+def test_axes_without_frames_are_zero() -> None:
+    """Where the training frames do not vary, other frames would only add noise."""
+    x, _ = correlated()
+    valid = np.zeros(x.shape[:2], bool)
+    assert not fit_input(STREAM, x, valid, 4).basis.any()
+    valid[0, :3] = True  # three frames are on one plane
+    basis = fit_input(STREAM, x, valid, 4).basis
+    assert basis.any(axis=1).tolist() == [True, True, False, False]
 
 
-def test_geometry_outside_the_limit_equals_geometry_at_the_limit() -> None:
+def test_principal_components_of_many_frames_are_those_of_evenly_spaced_clips() -> None:
+    x, valid = correlated(2 * MAX_FRAMES // STEPS)
+    few = fit_input(STREAM, x[::2], valid[::2], 3).basis
+    every = fit_input(STREAM, x, valid, 3).basis
+    assert not np.array_equal(few, every)
+    cosines = (few * every).sum(axis=1) / np.linalg.norm(few, axis=1) / np.linalg.norm(every, axis=1)
+    assert np.abs(cosines).min() > 0.99
+
+
+def test_noise_unit_is_one_deviation_of_a_feature() -> None:
+    x, valid = correlated()
+    for components in (0, 4):
+        head_input = StreamInput(STREAM, DIM, components)
+        head_input.put(fit_input(STREAM, x, valid, components))
+        noise = head_input.std * torch.randn(4000, 5, DIM, generator=torch.Generator().manual_seed(0))
+        every = torch.ones(4000, 5, dtype=torch.bool)
+        moved = head_input(head_input.mean + noise, every) - head_input(
+            head_input.mean.expand(4000, 5, DIM), every
+        )
+        assert moved.std() == pytest.approx(head_input.noise_unit(), rel=0.02)
+
+
+@pytest.mark.parametrize("components", [0, 3])
+def test_geometry_outside_the_limit_equals_geometry_at_the_limit(components: int) -> None:
     """Embeddings are not limited: when the encoder is trained, a limited value would have no gradient."""
-    head = build_head(HeadConfig(), {"embeddings": 4, "geometry": 4}, 1, seed=0).eval()
-    usual = np.full(4, 3.0, np.float32), np.full(4, 0.5, np.float32)
-    head.put_statistics({"embeddings": usual, "geometry": usual})
-    valid = dict.fromkeys(head.dims, torch.ones(2, 6, dtype=torch.bool))
-
-    def logits(stream: str, value: float) -> torch.Tensor:
-        x = {name: torch.full((2, 6, 4), 3.0) for name in head.dims}
-        x[stream][:, 2, 1] = value
-        return head(x, valid)
-
+    valid = torch.ones(2, 6, dtype=torch.bool)
     for stream, is_limited in (("geometry", True), ("embeddings", False)):
-        at_the_limit = logits(stream, 3.0 - Z_LIMIT * 0.5)
-        assert torch.equal(logits(stream, -1e6), at_the_limit) == is_limited
-        assert not torch.allclose(logits(stream, 3.0), at_the_limit)
+        head = build_head(HeadConfig(components=components), stream, 4, 1, seed=0).eval()
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(40, 6, 4)).astype(np.float32)
+        head.input.put(fit_input(stream, x, np.ones((40, 6), bool), components))
+        mean, std = head.input.mean, head.input.std
+
+        def with_value(z: float, head: RecurrentHead = head) -> torch.Tensor:
+            values = head.input.mean.expand(2, 6, 4).clone()
+            values[:, 2, 1] = mean[1] + z * std[1]  # noqa: B023
+            return logits(head, values, valid)
+
+        at_the_limit = with_value(-Z_LIMIT * 1.00001)
+        assert torch.equal(with_value(-1e6), at_the_limit) == is_limited
+        assert not torch.allclose(with_value(0.0), at_the_limit)
 
 
-@pytest.mark.parametrize(("centred_copy", "dynamics"), [(True, False), (False, True), (True, True)])
-def test_extra_channels_have_the_order_of_the_weights(centred_copy: bool, dynamics: bool) -> None:
-    """Values, deviations, differences, rates: saved heads depend on this order. Zero where masked, also after
-    the projection."""
-    from seqmodel.heads.recurrent import _dynamics
-
-    config = HeadConfig(projection=6, centred_copy=centred_copy, dynamics=dynamics)
-    head = build_head(config, {"embeddings": 5}, 1, seed=0).eval()
-    whole = build_head(dataclasses.replace(config, projection=0), {"embeddings": 5}, 1, seed=0).eval()
-    x, valid = torch.randn(4, 7, 5), torch.rand(4, 7) > 0.3
-    valid[0] = False
-    keep = valid.unsqueeze(-1)
-    z = torch.where(keep, x, 0)  # the statistics of a new head: mean 0, standard deviation 1
-    expected = [z]
-    if centred_copy:
-        mean = z.sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
-        expected.append((z - mean.unsqueeze(1)) * keep)
-    if dynamics:
-        change, rate = _dynamics(z, valid)
-        expected += [change, rate.unsqueeze(1) * keep]
-    copies = whole._read("embeddings", x, valid)
-    torch.testing.assert_close(copies, torch.cat(expected, dim=-1), rtol=1e-6, atol=1e-6)
-    projected = torch.relu(head.projections["embeddings"](copies)) * keep
-    torch.testing.assert_close(head._read("embeddings", x, valid), projected, rtol=1e-6, atol=1e-6)
+# Ensemble
 
 
-@pytest.mark.parametrize("config", EVERY, ids=lambda c: f"{c.kind}-{c.pooling}")
-def test_training_and_evaluation_read_the_same_samples(config: HeadConfig) -> None:
-    """Same logits without dropout, for float16 values and frames with NaN."""
-    head = build_head(dataclasses.replace(config, dropout=0.0), DIMS, 1, seed=0)
-    x, valid = windows()
-    valid = {name: mask.index_fill(0, torch.tensor([1]), True) for name, mask in valid.items()}
-    x = {k: v.masked_fill(~valid[k].unsqueeze(-1), torch.nan).half() for k, v in x.items()}
-    torch.testing.assert_close(head.train()(x, valid), head.eval()(x, valid), rtol=1e-5, atol=1e-6)
+def ensemble_of(num_folds: int = 2, task: str = "binary", outputs: int = 1) -> Ensemble:
+    """Two members on both streams, with heads of different weights."""
+    configs = EVERY[0], dataclasses.replace(EVERY[3], components=3)
+    members = [
+        [head_of(config, outputs, seed=10 * number + fold, stream=stream) for fold in range(num_folds)]
+        for number, (config, stream) in enumerate(zip(configs, DIMS, strict=True))
+    ]
+    return Ensemble(members, task).eval()  # type: ignore[arg-type]
+
+
+def predicted(model: Ensemble, x: dict[str, torch.Tensor], valid: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits of an ensemble."""
+    with torch.inference_mode():
+        return model(x, valid)
+
+
+@pytest.mark.parametrize(("task", "outputs"), [("binary", 1), ("multiclass", 3), ("ordinal", 2)])
+def test_ensemble_is_the_mean_probability_of_all_heads(task: str, outputs: int) -> None:
+    model = ensemble_of(3, task, outputs)
+    x, valid = both_streams()
+    valid = {name: mask.index_fill(1, torch.tensor([4]), True) for name, mask in valid.items()}
+    heads = [head for member in range(2) for head in model.heads(member)]
+    each = [to_probabilities(logits(head, x[head.stream], valid[head.stream]), model.task) for head in heads]
+    assert len(each) == 6
+    assert not torch.allclose(each[0], each[1])
+    found = to_probabilities(predicted(model, x, valid), model.task)
+    torch.testing.assert_close(found, torch.stack(each).mean(dim=0), rtol=1e-5, atol=1e-6)
+
+
+def test_clip_without_a_stream_is_predicted_by_the_other_member() -> None:
+    """Also if the stream is absent; without any valid frame all members count, and logits are finite."""
+    model = ensemble_of()
+    x, valid = both_streams()
+    valid["geometry"][1], valid["embeddings"][2] = False, False
+    both = predicted(model, x, valid)
+    alone = {
+        head.stream: predicted(Ensemble([model.heads(member)], "binary").eval(), x, valid)
+        for member, (head, _) in enumerate(map(model.heads, range(2)))
+    }
+    torch.testing.assert_close(both[1], alone["embeddings"][1])
+    torch.testing.assert_close(both[2], alone["geometry"][2])
+    for name, other in (("geometry", "embeddings"), ("embeddings", "geometry")):
+        masked = valid | {name: torch.zeros_like(valid[name])}
+        absent = predicted(model, {other: x[other]}, {other: valid[other]})
+        assert torch.equal(predicted(model, x, masked), absent)
+        seen = valid[other].any(dim=1)
+        torch.testing.assert_close(absent[seen], alone[other][seen])
+    nothing = {name: torch.zeros_like(mask) for name, mask in valid.items()}
+    unknown = predicted(model, x, nothing)
+    assert torch.isfinite(unknown).all()
+    heads = [head for member in range(2) for head in model.heads(member)]
+    each = [torch.sigmoid(logits(head, x[head.stream], nothing[head.stream])) for head in heads]
+    torch.testing.assert_close(torch.sigmoid(unknown), torch.stack(each).mean(dim=0))
+
+
+def test_models_of_a_fold_are_the_heads_of_that_fold() -> None:
+    model = ensemble_of(3)
+    x, valid = both_streams()
+    for fold in range(3):
+        part = model.of_fold(fold).eval()
+        assert part.num_folds == 1
+        assert [part.heads(member)[0] for member in range(2)] == [
+            model.heads(member)[fold] for member in range(2)
+        ]
+    found = [predicted(model.of_fold(fold), x, valid) for fold in range(3)]
+    assert not torch.allclose(found[0], found[1])
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "ordinal"])
+def test_loaded_ensemble_is_the_same_and_its_streams_have_one_order(task: str) -> None:
+    outputs = num_outputs(task, 3 if task != "binary" else 2)  # type: ignore[arg-type]
+    model = ensemble_of(2, task, outputs)
+    x, valid = both_streams()
+    configs = [
+        MemberConfig(head.stream, head.config)  # type: ignore[arg-type]
+        for head, _ in map(model.heads, range(2))
+    ]
+    twin = build_ensemble(configs, dict(reversed(DIMS.items())), model.task, 3 - (task == "binary"), 2)
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(predicted(twin.eval(), x, valid), predicted(model, x, valid))
+    turned = Ensemble([model.heads(1), model.heads(0)], model.task).eval()
+    assert list(turned.dims) == list(model.dims) == list(twin.dims) == sorted(DIMS)
+    torch.testing.assert_close(predicted(turned, x, valid), predicted(model, x, valid))
+    assert torch.equal(turned.spread("geometry"), model.heads(1)[0].input.std)

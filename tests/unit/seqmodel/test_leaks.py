@@ -31,12 +31,12 @@ from features.recipe import EncoderId, GeometryId, Pixels, Recipe
 from features.store.store import FeatureStore, plan
 from seqmodel.__main__ import main
 from seqmodel.commands.evaluate import find_clips
-from seqmodel.config import EvaluateArgs, TrialConfig
+from seqmodel.config import EvaluateArgs, HeadConfig, MemberConfig
 from seqmodel.evaluation import folds
 from seqmodel.evaluation.fold_result import load_fold
 from seqmodel.evaluation.simple_methods import WIDEST
 from seqmodel.runs.card import card_to_json, load_card
-from seqmodel.runs.files import LOG, SPLIT, WEIGHTS
+from seqmodel.runs.files import SPLIT, WEIGHTS, read_log
 from seqmodel.runs.settings import save_settings
 from seqmodel.runs.training_stats import FILE as TRAINING_STATS
 from tests.support.trained_run import make_run
@@ -94,12 +94,11 @@ def fitted(run: Path) -> dict[str, Any]:
     card = card_to_json(load_card(run))
     del card["store"], card["store_fingerprint"]
     card["stages"] = [{k: v for k, v in stage.items() if k != "command"} for stage in card["stages"]]
-    lines = (run / LOG).read_text(encoding="utf-8").splitlines()
     return {
         "weights": {k: v.numpy().tobytes() for k, v in load_file(run / WEIGHTS).items()},
         "split": (run / SPLIT).read_bytes(),
         "card": json.dumps(card, sort_keys=True),
-        "epochs": [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines],
+        "epochs": [{k: v for k, v in entry.items() if k != "seconds"} for entry in read_log(run)],
         "training statistics": (run / TRAINING_STATS).read_bytes(),
     }
 
@@ -140,18 +139,26 @@ def test_training_reads_nothing_of_test_people(
     assert fitted(runs[0]) == fitted(runs[1])
 
 
-@pytest.mark.parametrize("how", [[], ["--folds", "2"], ["--inputs", "geometry", "--center", "subject"]])
+@pytest.mark.parametrize("how", [[], ["--single"], ["--inputs", "geometry", "--center", "subject"]])
 def test_a_search_reads_nothing_of_test_people(
-    stores: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], how: list[str]
+    stores: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    how: list[str],
 ) -> None:
+    """The best trial of each family is a member here, however far it is from the best one."""
+    monkeypatch.setattr("seqmodel.training.select.MIN_SHARE", -99)
     runs = tmp_path / "a", tmp_path / "b"
     summaries = []
     for store, run in zip(stores, runs, strict=True):
-        argv = ["--store", str(store), "--out", str(run), "--trials", "3", "--workers", "1", "--epochs", "2"]
-        assert tune([*argv, "--reseed", "2", "--json", *how]) == 0
+        argv = ["--store", str(store), "--out", str(run), "--trials", "4", "--workers", "1", "--epochs", "2"]
+        assert tune([*argv, "--json", *how]) == 0
         summaries.append(json.loads(capsys.readouterr().out) | {"run": "", "seconds": 0})
     assert summaries[0] == summaries[1], "trials, finalists, baselines or warnings"
     assert fitted(runs[0]) == fitted(runs[1])
+    kinds = {member.head.kind == "trees" for member in load_card(runs[0]).members}
+    assert kinds == {False, True} or "--single" in how
 
 
 def test_evaluation_on_validation_reads_nothing_of_test_people(
@@ -170,14 +177,15 @@ def test_evaluation_on_validation_reads_nothing_of_test_people(
 
 def test_a_fold_fits_nothing_on_its_held_out_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All clips of person b but one are garbage; that one is the probe. In the fold that holds b out, the
-    head, the chosen setting, calibration and threshold are equal, and so are the predictions for the probe,
+    heads, the chosen members, calibration and threshold are equal, and so are the predictions for the probe,
     of the head and of the simple methods."""
     people, held_out = dict.fromkeys("abcde", ""), [f"b/{number}.mp4#0" for number in range(CLIPS_EACH)]
     *garbage, probe = held_out
     stores = write_people(tmp_path / "a.zarr", people), write_people(tmp_path / "b.zarr", people, garbage)
     card = make_run(tmp_path / "run", FeatureStore.open(stores[0]), epochs=1, inputs="both")
-    settings = [TrialConfig(replace(card.head, hidden=size), card.train, "both") for size in (8, 12)]
-    save_settings(tmp_path / "run", settings)
+    wider = [replace(member, head=replace(member.head, hidden=12)) for member in card.members]
+    trees = MemberConfig("geometry", HeadConfig("trees"))
+    save_settings(tmp_path / "run", [*card.members, *wider, trees])
     split_folds = folds.split_folds  # for speed, the fold of b alone
     monkeypatch.setattr(folds, "split_folds", lambda *args: split_folds(*args)[1:2])
     fits, probes, others = [], [], []
@@ -187,12 +195,12 @@ def test_a_fold_fits_nothing_on_its_held_out_people(tmp_path: Path, monkeypatch:
         predictions, baselines, *_ = folds.run_folds(find_clips(args), args, finished)
         clips = predictions.clip_ids.tolist()
         (saved,) = finished.glob("*.safetensors")
-        fold = load_fold(saved, card.dims, card.num_outputs)
+        fold = load_fold(saved, card.dims, card.labelling.task, len(NAMES))
         assert fold is not None
         assert [clips[index] for index in fold.indices] == held_out
         assert fold.head is not None
         weights = {name: tensor.numpy().tobytes() for name, tensor in fold.head.state_dict().items()}
-        fits.append((fold.setting, fold.calibration, weights))
+        fits.append((fold.members, fold.calibration, weights))
         at, other = clips.index(probe), [clips.index(clip) for clip in garbage]
         simple = {b.name: b for b in baselines if b.name not in ("majority", "identity")}
         assert {"logistic_embeddings", "logistic_geometry"} <= simple.keys()

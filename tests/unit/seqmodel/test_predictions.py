@@ -13,11 +13,12 @@ from features.manifest import Clip
 from features.recipe import EncoderId, Pixels, Recipe
 from features.store.store import FeatureStore, plan
 from seqmodel.commands.train import train
-from seqmodel.config import HeadConfig, TrainArgs, TrainConfig
+from seqmodel.config import HeadConfig, MemberConfig, TrainArgs, TrainConfig
 from seqmodel.encoders.backbone import build_encoder
 from seqmodel.finetuning.network import CnnLstm
 from seqmodel.heads.centering import subject_means, subtract_mean
-from seqmodel.heads.recurrent import LstmHead, build_head
+from seqmodel.heads.ensemble import Ensemble
+from seqmodel.heads.recurrent import build_head
 from seqmodel.runs import predict, training_stats
 from seqmodel.runs.card import Card, load_card, save_card
 from seqmodel.runs.files import save_weights
@@ -27,7 +28,7 @@ from tests.support.toy_sequences import write_toy_store
 from tests.support.trained_run import NUM_FRAMES, WITH_GEOMETRY, make_run, make_store
 
 SIDE, FRAMES, CLIPS = 64, 3, 5
-HEAD = HeadConfig(hidden=8, projection=8)
+HEAD = HeadConfig(hidden=8, components=0)
 LABELLING = Labelling("label", ("distracted", "engaged"), (("distracted",), ("engaged",)), "binary")
 
 
@@ -62,12 +63,12 @@ def finetuned(tmp_path_factory) -> tuple[Path, Card, FeatureStore, CnnLstm]:
             pictures[hidden] = [b""] * len(pictures[hidden])
         embeddings = np.zeros((FRAMES, encoder_id.dim), np.float16)
         store.write_row(row, embeddings=embeddings, frames=frames, crops=pictures)
-    head = build_head(HEAD, {"embeddings": encoder_id.dim}, 1, seed=0)
+    head = Ensemble([[build_head(HEAD, "embeddings", encoder_id.dim, 1, seed=0)]], "binary")
     card = Card(
         recipe=replace(recipe, encoder=replace(encoder_id, weights="finetuned:run")),
         labelling=LABELLING,
-        head=HEAD,
-        train=TrainConfig(),
+        members=(MemberConfig("embeddings", HEAD),),
+        num_folds=1,
         dims={"embeddings": encoder_id.dim},
         store=str(store.path),
         store_fingerprint="",
@@ -118,12 +119,12 @@ def test_last_prefix_logit_equals_the_full_window(finetuned):
 def test_prefix_logit_does_not_depend_on_later_frames(tmp_path: Path, baseline: str) -> None:
     """Each logit equals that of a window that ends there, with its own mean, as with a camera."""
     store = write_store(tmp_path / "s.zarr")
-    head = build_head(HEAD, {"geometry": G}, 1, seed=0)
+    head = Ensemble([[build_head(HEAD, "geometry", G, 1, seed=0)]], "binary")
     card = Card(
         recipe=store.recipe,
         labelling=LABELLING,
-        head=HEAD,
-        train=TrainConfig(),
+        members=(MemberConfig("geometry", HEAD),),
+        num_folds=1,
         dims={"geometry": G},
         store=str(store.path),
         store_fingerprint="",
@@ -158,13 +159,13 @@ def test_prefix_logits_in_chunks_are_the_same(tmp_path, monkeypatch, baseline):
     """Memory then grows with the length of the window and not with its square."""
     store = make_store(tmp_path / "s.zarr", num_subjects=8, recipe=WITH_GEOMETRY)
     card = make_run(tmp_path / "run", store, epochs=1, inputs="both", center=baseline)
-    sizes, forward = [], LstmHead.forward
+    sizes, forward = [], Ensemble.forward
 
     def counted(self, x, valid):
         sizes.append(len(valid["geometry"]))
         return forward(self, x, valid)
 
-    monkeypatch.setattr(LstmHead, "forward", counted)
+    monkeypatch.setattr(Ensemble, "forward", counted)
     rows = np.flatnonzero(store.table().state == 1)[:12]
     whole, seen = prefix_logits(tmp_path / "run", card, store, card.labelling, rows)
     assert set(sizes) == {NUM_FRAMES}
@@ -190,7 +191,12 @@ def test_training_stats_use_clips_of_all_subjects(tmp_path, monkeypatch):
     card = make_run(tmp_path / "run", store, epochs=1)
     monkeypatch.setattr(training_stats, "MAX_CLIPS", 20)
     context, really = [], predict.predict_rows
-    monkeypatch.setattr(predict, "predict_rows", lambda *args: (context.append(args[-1]), really(*args))[1])
+
+    def noted(*args, folds):
+        context.append(args[-1])
+        return really(*args, folds=folds)
+
+    monkeypatch.setattr(predict, "predict_rows", noted)
     found = training_stats.measure(tmp_path / "run", card, store)
     assert found.num_clips == len(context[0]) == 20
     train = training_stats.rows_of(tmp_path / "run", store, "train")

@@ -58,7 +58,7 @@ def test_re_extracted_store_keeps_encoder_subsets_and_test_log(tmp_path: Path) -
     # Else the splits in the manifest would already set the subsets.
     write_column(zarr.open_group(old.path, mode="r+"), "split", np.full(32, ""))
     run, out = tmp_path / "first", tmp_path / "tuned.zarr"
-    head = HeadConfig(hidden=8, projection=8)
+    head = HeadConfig(hidden=8)
     train(TrainArgs(Path(old.path), run, head=head, train=TrainConfig(epochs=1), seed=3, design="holdout"))
     card = load_card(run)
     encoder = dataclasses.replace(card.recipe.encoder, weights="finetuned:first")

@@ -9,12 +9,14 @@ import torch
 
 from features.labels import Labelling
 from features.recipe import EncoderId, Pixels, Recipe
-from seqmodel.config import HeadConfig, TrainConfig
+from seqmodel.config import HeadConfig, MemberConfig, TrainConfig
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.runs.card import Card, load_card, save_card
 from seqmodel.runs.files import (
     append_log,
+    keep_first_fold,
     keep_model_file,
+    load_folds,
     load_split,
     load_weights,
     read_log,
@@ -23,12 +25,17 @@ from seqmodel.runs.files import (
     save_weights,
     write_text,
 )
+from seqmodel.runs.settings import load_settings, save_settings
 
 CARD = Card(
     recipe=Recipe(Pixels(("a" * 64,)), EncoderId("mobilenet_v3_large", "random:0", "b" * 64, 960)),
     labelling=Labelling("label", ("산만", "집중"), (("산만", "졸음"), ("집중",)), "binary"),
-    head=HeadConfig(hidden=32),
-    train=TrainConfig(epochs=3),
+    members=(
+        MemberConfig("embeddings", HeadConfig(hidden=24, components=8), TrainConfig(epochs=3)),
+        MemberConfig("geometry", HeadConfig(kind="trees", components=0)),
+    ),
+    num_folds=5,
+    member_scores=(0.8, 0.7),
     dims={"embeddings": 960, "geometry": 62},
     store="demo/demo.zarr",
     store_fingerprint="0123456789ab",
@@ -76,9 +83,17 @@ def test_weights_are_loaded_by_part_from_any_path(tmp_path: Path) -> None:
 
 
 def test_split_and_model_files_move_along(tmp_path: Path) -> None:
-    """split.csv and the detector file are part of the directory."""
-    save_split(tmp_path, ["a,b.mp4#0", "c.mp4#0"], ["s 1", ""], ["train", "test"])
-    assert load_split(tmp_path) == {"a,b.mp4#0": ("s 1", "train"), "c.mp4#0": ("", "test")}
+    """split.csv, with the folds of the clips that some head has not seen, and the detector file are part of
+    the directory."""
+    clips = ["a,b.mp4#0", "c.mp4#0", "라.mp4#0", "e.mp4#0"]
+    folds = {"a,b.mp4#0": 3, "라.mp4#0": 0}
+    save_split(tmp_path, clips, ["s 1", "", "s 2", "s 3"], ["train", "test", "val", "train"], folds)
+    expected = {"a,b.mp4#0": ("s 1", "train"), "c.mp4#0": ("", "test"), "라.mp4#0": ("s 2", "val")}
+    assert load_split(tmp_path) == expected | {"e.mp4#0": ("s 3", "train")}
+    assert load_folds(tmp_path) == folds
+    keep_first_fold(tmp_path)
+    assert load_split(tmp_path) == expected | {"e.mp4#0": ("s 3", "train")}
+    assert load_folds(tmp_path) == {"라.mp4#0": 0}
     source = tmp_path / "model"
     source.write_bytes(b"bytes")
     keep_model_file(tmp_path, source, "face.tflite")
@@ -93,7 +108,7 @@ def test_a_log_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert read_log(tmp_path) == [{"epoch": 1}]
 
 
-@pytest.mark.parametrize("content", [None, "{", "{}", '{"schema": 1}'])
+@pytest.mark.parametrize("content", [None, "{", "{}", '{"schema": 1}', '{"schema": 2}', '{"schema": 3}'])
 def test_invalid_run_gives_a_clear_error(tmp_path: Path, content: str | None) -> None:
     """A missing card, a truncated one and one of another program raise ValueError."""
     if content is not None:
@@ -136,6 +151,18 @@ def test_missing_weights_give_a_clear_error(tmp_path: Path) -> None:
     """A run without a checkpoint names the missing file."""
     with pytest.raises(ValueError, match=r"no checkpoint: weights\.safetensors"):
         load_weights(tmp_path)
+
+
+def test_without_a_split_no_clip_has_a_fold(tmp_path: Path) -> None:
+    assert load_folds(tmp_path) == {}
+
+
+def test_settings_are_read_as_written_and_default_to_the_members(tmp_path: Path) -> None:
+    assert load_settings(tmp_path, CARD) == CARD.members
+    save_settings(tmp_path, CARD.members[::-1])
+    assert load_settings(tmp_path, CARD) == CARD.members[::-1]
+    save_settings(tmp_path, ())
+    assert not (tmp_path / "settings.json").exists()
 
 
 def test_card_is_plain_json(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from features.datasets import Samples
+from features.labels import Labelling
 from seqmodel.evaluation.simple_methods import (
     METHODS,
     baseline_scores,
@@ -13,9 +14,11 @@ from seqmodel.evaluation.simple_methods import (
     stream_statistics,
 )
 from seqmodel.metrics.classification import score
+from seqmodel.training.cross_fit import FoldInputs, Objective, assign_folds
 from tests.bench import reference
 
 NAMES = ("falls", "rises")
+LABELLING = Labelling("label", NAMES, (("falls",), ("rises",)), "binary")
 
 
 def _samples(num_people: int, seed: int, width: int = 3) -> Samples:
@@ -50,8 +53,14 @@ def test_methods_read_the_order_of_frames_and_rank_like_the_frozen_ones(method):
     assert found.probabilities[:, 1].mean() == pytest.approx(test.labels.mean(), abs=0.06)
 
 
+def _quick(samples: Samples) -> dict[str, float]:
+    """Scores of the quick baselines on five folds of people."""
+    inputs = FoldInputs(samples, assign_folds(samples.labels, samples.subjects, 0))
+    return baseline_scores(inputs, samples.subjects, LABELLING, Objective("binary", 2))
+
+
 def test_quick_baselines_of_a_search_read_the_order_of_frames():
-    found = baseline_scores(_samples(20, 0), _samples(20, 1), "binary", NAMES, "auroc")
+    found = _quick(_samples(20, 0))
     assert set(found) == {"majority", "logistic_geometry"}
     assert found["majority"] == 0.5
     assert found["logistic_geometry"] > 0.8
@@ -65,9 +74,9 @@ def test_one_person_or_one_class_gives_no_simple_method():
 
 
 def test_wide_streams_are_reduced_to_principal_components_and_keep_the_signal():
-    train, test = _samples(20, 0, width=100), _samples(20, 1, width=100)
+    train = _samples(20, 0, width=100)
     components = principal_components(train, seed=0)
     assert components["geometry"].shape == (100, 64)
     assert stream_statistics(train, components)["geometry"].shape == (200, 9 * 64 + 1)
     assert principal_components(_samples(3, 0), seed=0) == {}
-    assert baseline_scores(train, test, "binary", NAMES, "auroc")["logistic_geometry"] > 0.75
+    assert _quick(train)["logistic_geometry"] > 0.75

@@ -1,7 +1,8 @@
-"""Signals to the processes that train with new seeds."""
+"""Signals to the worker processes of a search."""
 
 import signal
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -9,13 +10,50 @@ from features.cli import STOPS
 from tune.study import worker
 
 
-def test_a_closed_terminal_does_not_end_a_process_before_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command gets Ctrl-C and SIGHUP too, and ends its processes by SIGTERM."""
-    handlers: dict[int, object] = {}
-    signals = SimpleNamespace(**vars(signal) | {"signal": handlers.__setitem__})
-    monkeypatch.setattr(worker, "signal", signals)
-    monkeypatch.setattr(worker, "set_up", lambda *_, **__: None)
+@pytest.fixture
+def handlers(monkeypatch: pytest.MonkeyPatch) -> dict[int, Any]:
+    """Signal -> handler, in place of those of this process; all at their default."""
+    found: dict[int, Any] = dict.fromkeys((signal.SIGINT, *STOPS), signal.SIG_DFL)
+    own = {"signal": found.__setitem__, "getsignal": found.__getitem__}
+    monkeypatch.setattr(worker, "signal", SimpleNamespace(**vars(signal) | own))
+    return found
+
+
+def begin(monkeypatch: pytest.MonkeyPatch, happens: Any) -> None:
+    """Start the main function of a worker, in which this happens instead of the loading of clips."""
+    monkeypatch.setattr(worker, "set_up", happens)
     monkeypatch.setattr(worker.torch, "set_num_threads", lambda threads: None)
-    monkeypatch.setattr(worker, "_context", None)
-    worker.start_refitting(None, None, 1)  # type: ignore[arg-type]
-    assert handlers == dict.fromkeys({signal.SIGINT, *STOPS} - {signal.SIGTERM}, signal.SIG_IGN)
+    worker.worker(None, (), None, 1, 0)  # type: ignore[arg-type]
+
+
+def test_each_signal_interrupts_a_worker_once(
+    handlers: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second one, of the terminal and then of the command, must not interrupt the cleanup."""
+    cleaned = []
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        try:
+            handlers[signal.SIGTERM](signal.SIGTERM, None)
+        finally:
+            for number in (signal.SIGINT, *STOPS):
+                handlers[number](number, None)
+            cleaned.append(True)
+
+    begin(monkeypatch, interrupted)
+    assert cleaned == [True]
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(
+    handlers: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ignored = next(number for number in STOPS if number != signal.SIGTERM)
+    handlers[ignored] = signal.SIG_IGN
+
+    def loads(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    begin(monkeypatch, loads)
+    assert handlers[ignored] == signal.SIG_IGN
+    assert callable(handlers[signal.SIGINT])
+    assert callable(handlers[signal.SIGTERM])

@@ -1,4 +1,7 @@
-"""The journal file of a study: its lock works on every disk, and a damaged file is repaired or named."""
+"""The storage of a study: a journal's lock works on every disk, and a damaged file is repaired or named.
+
+URLs that do not work are refused in one line, and passwords are never shown.
+"""
 
 import errno
 import itertools
@@ -11,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileOpenLock, JournalFileSymlinkLock
 
 from tune.study import storage
-from tune.study.storage import open_storage
+from tune.study.storage import open_storage, refuse_shared_disk, without_password
 from tune.study.study import StudySpec, create_study, num_done, work
 
 makes_links = pytest.mark.skipif(os.name == "nt", reason="symbolic links need special rights on Windows")
@@ -19,7 +22,7 @@ Lock = JournalFileOpenLock | JournalFileSymlinkLock
 
 
 def spec_at(path: Path | str, trials: int = 2) -> StudySpec:
-    return StudySpec(str(path), "study", trials=trials, seed=0, epochs=4, pruning=False, folds=0)
+    return StudySpec(str(path), "study", trials=trials, seed=0)
 
 
 def run_trials(spec: StudySpec) -> int:
@@ -204,3 +207,41 @@ def test_line_that_is_no_record_is_named_in_one_line(tmp_path: Path, line: bytes
         create_study(spec_at(path), [], {})
     assert "\n" not in str(e.value)
     assert not Path(f"{path}.lock").exists()
+
+
+def test_sqlite_on_a_shared_disk_is_refused_with_a_hint(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text("/dev/sda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"sqlite on a shared disk \(nfs4 at /home\).*postgresql"):
+        refuse_shared_disk("sqlite:////home/me/study.db", mounts)
+    refuse_shared_disk("sqlite:////var/study.db", mounts)
+
+
+def test_storage_that_cannot_be_opened_is_a_one_line_error() -> None:
+    with pytest.raises(ValueError, match="must be grpc://HOST:PORT"):
+        open_storage("grpc://nowhere")
+    with pytest.raises(ValueError, match="--storage mongodb://x: "):
+        open_storage("mongodb://x")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+psycopg://me:se:cr/e?t@host:5432/db", "postgresql+psycopg://me:…@host:5432/db"),
+        ("postgresql://me@host/db?password=s@cr:et", "postgresql://me@host/db?password=…"),
+        (
+            "postgresql://me:secret@host/db?sslmode=a&password=secret&b=c",
+            "postgresql://me:…@host/db?sslmode=a&password=…&b=c",
+        ),
+        ("mysql+pymysql://host/db?user=me&PASSWD=secret", "mysql+pymysql://host/db?user=me&PASSWD=…"),
+        ("postgresql://me@host:5432/db", "postgresql://me@host:5432/db"),
+        ("grpc://host:13000", "grpc://host:13000"),
+        ("folder/me:and@you?password=1.log", "folder/me:and@you?password=1.log"),
+        ("--storage=postgresql://me:secret@host/db", "--storage=postgresql://me:…@host/db"),
+        ("--labels=a:b@c", "--labels=a:b@c"),
+        ("", ""),
+    ],
+)
+def test_a_password_is_left_out_wherever_a_url_has_it(url: str, shown: str) -> None:
+    """The path of a journal is not a URL and does not change."""
+    assert without_password(url) == shown

@@ -1,4 +1,4 @@
-"""The study: no trial is lost when workers end, and every pruner stops bad trials."""
+"""The study: no trial is lost when workers end."""
 
 import dataclasses
 import os
@@ -41,7 +41,7 @@ KILLED_AT = [("set_user_attr", 0), ("set_metric_names", 0), *(("enqueue_trial", 
 
 
 def spec_at(path: Path, trials: int = 6) -> StudySpec:
-    return StudySpec(str(path), "study", trials=trials, seed=0, epochs=4, pruning=False, folds=0)
+    return StudySpec(str(path), "study", trials=trials, seed=0)
 
 
 def test_trial_of_a_killed_worker_is_run_again(tmp_path: Path) -> None:
@@ -386,25 +386,3 @@ def test_trial_killed_before_all_suggestions_is_retried_with_all_parameters(tmp_
         trial.set_user_attr("worker", this_process() | {"pid": 2**22 + 1})
         assert reclaim(study, {}) == [trial.number]
     assert [t.system_attrs["fixed_params"] for t in study.trials] == [point] * (MAX_RETRIES + 1)
-
-
-@pytest.mark.parametrize(("folds", "halving"), [(0, False), (0, True), (3, False), (4, False), (5, False)])
-def test_each_pruner_stops_bad_trials(tmp_path: Path, folds: int, halving: bool) -> None:
-    """The first trial is good; the others are worse from their first step on."""
-    plain = spec_at(tmp_path / "s.log", 12)
-    spec = dataclasses.replace(plain, epochs=20, pruning=True, folds=folds, successive_halving=halving)
-    study = create_study(spec, [{"a": 0.5}], {})
-
-    def value(trial: optuna.Trial) -> float:
-        trial.suggest_float("a", -1, 1)
-        scores = [(0.9 if trial.number == 0 else 0.5 - 0.01 * trial.number) + 0.001 * k for k in range(20)]
-        for step, score in enumerate(scores[: folds or None]):
-            trial.report(score, step)
-            if step < (folds or 20) - 1 and trial.should_prune():
-                raise optuna.TrialPruned
-        return scores[0]
-
-    work(spec, value)
-    states = [trial.state for trial in study.trials]
-    assert states[0] == TrialState.COMPLETE
-    assert states.count(TrialState.PRUNED) >= 3

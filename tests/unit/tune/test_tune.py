@@ -1,15 +1,12 @@
-"""The search: one seed gives one study, the winner is chosen fairly, and test clips are never read."""
+"""The search: one seed gives one study, the same command resumes it, and test clips are never read."""
 
-import copy
 import dataclasses
 import json
 import shlex
 import shutil
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,62 +16,39 @@ import pytest
 import torch
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
-from safetensors.torch import load_file
 
-from features.datasets import Samples, select_samples
 from features.maintenance.import_external import read_sequences, write_external
 from features.maintenance.near_duplicates import near_duplicates
 from features.store.store import FeatureStore
 from seqmodel.__main__ import main as seqmodel
 from seqmodel.config import LabelArgs
+from seqmodel.evaluation.simple_methods import baseline_scores
 from seqmodel.reporting.search_history import trials_of as history_of
 from seqmodel.reporting.style import style
 from seqmodel.runs.card import load_card, save_card
-from seqmodel.runs.files import load_split, load_weights
+from seqmodel.runs.files import load_folds, load_split, load_weights
 from seqmodel.runs.settings import load_settings
 from seqmodel.runs.training_stats import read_training_stats
+from seqmodel.runs.writer import rounded
 from tests.support.crop_store import write_crop_store
 from tests.support.small_store import write_store
 from tests.support.toy_sequences import write_toy_store
-from tune import finalists, run
+from tests.support.trained_run import make_store
+from tune import run
 from tune.__main__ import main
-from tune.config import BASELINE_ROLE, TuneArgs
-from tune.objective import Fold, make_folds, scored_folds
+from tune.config import TuneArgs
 from tune.run import tune
-from tune.search_space import (
-    Space,
-    baseline_point,
-    is_baseline,
-    may_prune,
-    space_hash,
-    starting_points,
-    suggest,
-    trial_config_of,
-)
+from tune.search_space import Space, member_config_of, point_of, starting_points
 from tune.study import plots
-from tune.study.storage import open_storage, refuse_shared_disk, without_password
-from tune.study.study import (
-    StudySpec,
-    enqueue_again,
-    load_study,
-)
-from tune.study.worker import set_up, trial_value
+from tune.study.storage import open_storage
+from tune.study.study import StudySpec
+from tune.study.worker import set_up
 
 pytestmark = pytest.mark.usefixtures("no_drawing", "converted_once")
 
 PICTURES = {"study_history", "study_importances", "study_parallel", "study_slices"}
-SPACE = Space("binary", ("embeddings",), False, 4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """Each search and each worker process uses one thread."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CPUS_PER_TASK", "1")
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(before)
+SPACE = Space("binary", ("embeddings",), 3)
+NUM_STARTS = len(starting_points(SPACE))
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +62,8 @@ def args_for(store: Path, out: Path, **changes: Any) -> TuneArgs:
         store=store,
         out=out,
         label=LabelArgs(labels="distracted,engaged"),
-        trials=4,
+        trials=2,
         workers=1,
-        reseed=1,
         epochs=3,
     )
     return dataclasses.replace(args, **changes)
@@ -101,8 +74,30 @@ def trials_of(out: Path) -> list[FrozenTrial]:
     return optuna.load_study(study_name=None, storage=storage).trials
 
 
+def complete_of(out: Path) -> list[FrozenTrial]:
+    """Without the starting points that wait: a search may have fewer trials."""
+    return [trial for trial in trials_of(out) if trial.state == TrialState.COMPLETE]
+
+
 def stored_trials(out: Path) -> list[tuple[dict[str, Any], float | None, TrialState]]:
     return [(trial.params, trial.value, trial.state) for trial in trials_of(out)]
+
+
+def weights_of(out: Path) -> dict[str, torch.Tensor]:
+    return load_weights(out)["head"]
+
+
+def require_equal_models(first: Path, second: Path) -> None:
+    """The same members, with the same heads and calibration."""
+    assert weights_of(first).keys() == weights_of(second).keys()
+    for name, tensor in weights_of(first).items():
+        assert torch.equal(tensor, weights_of(second)[name]), name
+    one, other = load_card(first), load_card(second)
+    assert (one.members, one.member_scores, one.calibration) == (
+        other.members,
+        other.member_scores,
+        other.calibration,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -114,18 +109,31 @@ def searched(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return out, summary
 
 
+@pytest.fixture(scope="module")
+def started(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same search, after its starting points."""
+    out = tmp_path_factory.mktemp("started") / "run"
+    tune(args_for(store, out, trials=NUM_STARTS))
+    return out
+
+
 def test_search_writes_a_self_contained_run(searched: tuple[Path, dict[str, Any]]) -> None:
     out, summary = searched
     card = load_card(out)
     assert card.labelling.names == ("distracted", "engaged")
     assert card.metric == "auroc"
-    assert card.stages[0]["trial"] == summary["best"]["trial"]
-    assert card.stages[0]["val_score"] == pytest.approx(summary["best"]["value"], abs=1e-6)
-    assert set(load_weights(out)["head"]) >= {"mean_embeddings", "std_embeddings", "output.weight"}
+    assert card.num_folds == summary["folds"] == 5
+    assert card.stages[0]["val_score"] == summary["val_score"]
+    assert {name.split(".")[1] for name in weights_of(out)} == set(map(str, range(len(card.members))))
     assert (out / "study.log").is_file()
-    assert {subset for _, subset in load_split(out).values()} == {"train", "val"}, "10 people"
-    first = [trial_config_of(trial.params, dataclasses.replace(SPACE, epochs=3)) for trial in trials_of(out)]
-    assert load_settings(out, card) == tuple(first), "folds choose from the first trials"
+    split, folds = load_split(out), load_folds(out)
+    assert {subset for _, subset in split.values()} == {"train", "val"}, "15 people"
+    assert {clip for clip, (_, subset) in split.items() if subset == "val"} == {
+        clip for clip, fold in folds.items() if fold == 0
+    }
+    assert folds.keys() == split.keys()
+    starts = tuple(member_config_of(point, SPACE) for point in starting_points(SPACE))
+    assert load_settings(out, card) == starts, "folds choose from the starting points"
     assert set(summary["baselines"]) == {"majority", "logistic_embeddings"}
     reference = read_training_stats(out)
     assert reference is not None
@@ -133,20 +141,37 @@ def test_search_writes_a_self_contained_run(searched: tuple[Path, dict[str, Any]
     json.dumps(summary)
 
 
-def test_two_runs_with_one_seed_and_one_job_are_the_same_study(
-    searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
-) -> None:
-    tune(args_for(store, tmp_path / "again", trials=6))
-    assert stored_trials(tmp_path / "again") == stored_trials(searched[0])
+def test_run_has_the_heads_that_the_search_scored(searched: tuple[Path, dict[str, Any]]) -> None:
+    """Each member is fitted again, to the same out-of-fold score."""
+    out, summary = searched
+    card, members = load_card(out), [each for each in summary["finalists"] if each["member"]]
+    assert {each["family"] for each in members} == {"embeddings recurrent", "embeddings trees"}
+    assert card.members == tuple(member_config_of(each["params"], SPACE) for each in members)
+    assert card.member_scores == pytest.approx([each["value"] for each in members], abs=1e-6)
+    for each in members:
+        trial = trials_of(out)[each["trial"]]
+        assert (trial.value, trial.params) == (each["value"], each["params"])
 
 
 def test_resumed_search_equals_an_uninterrupted_one(
-    searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
+    searched: tuple[Path, dict[str, Any]], started: Path, store: Path, tmp_path: Path
 ) -> None:
-    tune(args_for(store, tmp_path / "parts", trials=2))
-    summary, _ = tune(args_for(store, tmp_path / "parts", trials=6))
-    assert stored_trials(tmp_path / "parts") == stored_trials(searched[0])
-    assert summary["best"] == searched[1]["best"]
+    """One seed gives one study and one run, in any folder."""
+    assert stored_trials(started) == stored_trials(searched[0])[:NUM_STARTS]
+    parts = Path(shutil.copytree(started, tmp_path / "parts"))
+    summary, _ = tune(args_for(store, parts, trials=6))
+    assert stored_trials(parts) == stored_trials(searched[0])
+    assert summary["finalists"] == searched[1]["finalists"]
+    require_equal_models(parts, searched[0])
+
+
+def test_workers_give_the_same_run_as_one_process(started: Path, store: Path, tmp_path: Path) -> None:
+    """Later points depend on which trials are finished; starting points do not."""
+    two = tmp_path / "two"
+    summary, _ = tune(args_for(store, two, trials=NUM_STARTS, workers=2))
+    assert stored_trials(two)[:NUM_STARTS] == stored_trials(started)
+    if summary["trials"] == {"complete": NUM_STARTS}:  # not if both workers took a last trial
+        require_equal_models(two, started)
 
 
 def test_of_two_searches_that_end_together_one_writes_the_run(
@@ -176,82 +201,24 @@ def test_of_two_searches_that_end_together_one_writes_the_run(
     assert load_card(tmp_path / "run").stages[0]["stage"] == "head"
 
 
-def test_the_first_trial_is_the_seed_projects_settings(searched: tuple[Path, dict[str, Any]]) -> None:
-    first = trials_of(searched[0])[0]
-    assert first.params == baseline_point(SPACE)
-    trial_config = trial_config_of(first.params, dataclasses.replace(SPACE, epochs=50))
-    assert (trial_config.train.epochs, trial_config.train.patience, trial_config.head.kind) == (15, 4, "lstm")
-    assert searched[1]["best"]["value"] >= first.value
+def test_starting_points_come_first_and_are_never_stopped(searched: tuple[Path, dict[str, Any]]) -> None:
+    """Then streams and cells take turns."""
+    trials = trials_of(searched[0])
+    assert [trial.params for trial in trials[:NUM_STARTS]] == list(starting_points(SPACE))
+    assert {trial.state for trial in trials[:NUM_STARTS]} == {TrialState.COMPLETE}
+    assert [trial.params["kind"] for trial in trials[NUM_STARTS:]] == ["lstm", "gru"]
 
 
-def test_starting_points_are_never_pruned(
-    searched: tuple[Path, dict[str, Any]],
-) -> None:
-    first = trials_of(searched[0])[:3]
-    assert [trial.params for trial in first] == list(starting_points(SPACE))
-    assert first[0].params == baseline_point(SPACE)
-    assert {trial.state for trial in first} == {TrialState.COMPLETE}
-    assert not any(may_prune(trial, SPACE) for trial in first)
-
-
-def test_with_many_clips_one_later_trial_in_eight_is_not_pruned(
-    searched: tuple[Path, dict[str, Any]],
-) -> None:
-    trial = trials_of(searched[0])[3]
-
-    def never_stopped(space: Space, num_folds: int = 1) -> list[int]:
-        return [n for n in range(2, 40) if not may_prune(with_number(trial, n), space, num_folds)]
-
-    many = dataclasses.replace(SPACE, many=True)
-    assert never_stopped(many) == [23, 31, 39]
-    assert never_stopped(many, num_folds=5) == []
-    assert never_stopped(SPACE) == []
-
-
-def with_number(trial: FrozenTrial, number: int) -> FrozenTrial:
-    other = copy.copy(trial)
-    other.number = number
-    return other
-
-
-def test_run_has_the_head_that_the_search_scored(searched: tuple[Path, dict[str, Any]]) -> None:
-    out, summary = searched
-    kept = load_file(checkpoint_of(out, summary))
-    weights = load_weights(out)["head"]
-    assert all(torch.equal(weights[name], tensor) for name, tensor in kept.items())
-
-
-@pytest.mark.parametrize("broken", [False, True])
-def test_winner_without_a_readable_checkpoint_is_trained_to_the_same_head(
-    searched: tuple[Path, dict[str, Any]],
-    store: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    broken: bool,
-) -> None:
-    out, summary = searched
-    (tmp_path / "artifacts").mkdir()
-    shutil.copy(out / "study.log", tmp_path / "study.log")
-    if broken:
-        checkpoint = checkpoint_of(out, summary)
-        (tmp_path / "artifacts" / checkpoint.name).write_bytes(checkpoint.read_bytes()[:5000])
-    tune(args_for(store, tmp_path, trials=6))
-    stderr = " ".join(capsys.readouterr().err.split())
-    assert ("cannot be read; training the head again" in stderr) == broken
-    weights = load_weights(out)["head"]
-    for name, tensor in load_weights(tmp_path)["head"].items():
-        torch.testing.assert_close(tensor, weights[name])
-    assert epochs_of(tmp_path) == epochs_of(out)
-    assert load_card(tmp_path).calibration == load_card(out).calibration
-
-
-def checkpoint_of(run: Path, summary: dict[str, Any]) -> Path:
-    return run / "artifacts" / trials_of(run)[summary["best"]["trial"]].user_attrs["checkpoint"]
-
-
-def epochs_of(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+def test_single_writes_the_best_member_alone(started: Path, store: Path, tmp_path: Path) -> None:
+    """Also if the folder has the run of several members."""
+    assert len(load_card(started).members) == 2
+    out = Path(shutil.copytree(started, tmp_path / "run"))
+    summary, _ = tune(args_for(store, out, trials=NUM_STARTS, single=True))
+    card = load_card(out)
+    assert card.members == load_card(started).members[:1]
+    assert [each["member"] for each in summary["finalists"]] == [True, False]
+    assert summary["val_score"] == pytest.approx(card.member_scores[0])
+    assert {name.split(".")[1] for name in weights_of(out)} == {"0"}
 
 
 def test_same_command_again_changes_nothing(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
@@ -259,7 +226,7 @@ def test_same_command_again_changes_nothing(searched: tuple[Path, dict[str, Any]
     before = (out / "weights.safetensors").stat().st_mtime_ns
     again, code = tune(args_for(store, out, trials=6))
     assert code == 0
-    assert again["best"] == summary["best"]
+    assert again["finalists"] == summary["finalists"]
     assert (out / "weights.safetensors").stat().st_mtime_ns == before
 
 
@@ -268,7 +235,7 @@ def test_same_command_goes_on_after_a_power_cut_and_names_other_damage(
 ) -> None:
     """Half a line at the end of the journal is removed; a line that is no record is an error in one line."""
     shutil.copytree(searched[0], out := tmp_path / "run")
-    journal, options = out / "study.log", ["--labels", "distracted,engaged", "--epochs", "3", "--reseed", "1"]
+    journal, options = out / "study.log", ["--labels", "distracted,engaged", "--epochs", "3"]
     argv = ["--store", str(store), "--out", str(out), "--trials", "6", "--workers", "1", *options]
     whole = journal.read_bytes()
     journal.write_bytes(whole + whole.splitlines()[-1][:20])
@@ -293,23 +260,28 @@ def trial_study_name(out: Path) -> str:
     return optuna.get_all_study_names(open_storage(str(out / "study.log")))[0]
 
 
-def test_workers_give_the_same_scores_as_one_process(
-    searched: tuple[Path, dict[str, Any]], store: Path, tmp_path: Path
-) -> None:
-    summary, _ = tune(args_for(store, tmp_path / "two", trials=4, workers=2, reseed=2))
-    assert summary["trials"].get("complete", 0) + summary["trials"].get("pruned", 0) in (4, 5)
-    assert trials_of(tmp_path / "two")[0].value == trials_of(searched[0])[0].value
-    assert all(len(finalist["scores"]) == 2 for finalist in summary["finalists"])
+def test_trials_validate_all_subjects_except_test(store: Path, tmp_path: Path) -> None:
+    """The value is the mean score of the folds. No clip of test is read."""
+    args = args_for(store, tmp_path / "run", design="holdout")
+    tune(args)
+    context = set_up(args)
+    rows, split = context.inputs.samples.rows, context.learning_task.split
+    assert len(split.test)
+    assert rows.tolist() == [*split.train.tolist(), *split.val.tolist()]
+    assert set(context.inputs.folds.tolist()) == set(range(5))
+    for trial in complete_of(args.out):
+        assert len(trial.user_attrs["val_curve"]) == 5
+        assert trial.value == pytest.approx(np.mean(trial.user_attrs["val_curve"]), abs=1e-4)
+    known = load_folds(args.out)
+    assert len(known) == len(rows)
+    assert not {subset for clip, (_, subset) in load_split(args.out).items() if clip in known} & {"test"}
 
 
-def test_folds_validate_all_subjects_except_test(store: Path, tmp_path: Path) -> None:
-    summary, _ = tune(args_for(store, tmp_path / "folds", trials=2, folds=3))
-    best = next(t for t in trials_of(tmp_path / "folds") if t.number == summary["best"]["trial"])
-    assert len(best.user_attrs["val_curve"]) == 3
-    assert best.value == pytest.approx(sum(best.user_attrs["val_curve"]) / 3, abs=1e-4)
-
-
-def write_subjects(folder: Path, subjects: dict[str, tuple[str, list[int]]]) -> Path:
+def write_subjects(
+    folder: Path,
+    subjects: dict[str, tuple[str, list[int]]],
+    names: tuple[str, ...] = ("distracted", "engaged"),
+) -> Path:
     """A store of noise, with eight clips per subject. subjects: name -> (subset, classes of the clips in
     turn)."""
     y = np.array([labels[k % len(labels)] for _, labels in subjects.values() for k in range(8)])
@@ -319,57 +291,39 @@ def write_subjects(folder: Path, subjects: dict[str, tuple[str, list[int]]]) -> 
         y=y,
         subject=np.repeat(list(subjects), 8),
         split=np.repeat([subset for subset, _ in subjects.values()], 8),
-        label_names=np.array(["distracted", "engaged"]),
+        label_names=np.array(names),
     )
     write_external(folder / "clips.zarr", read_sequences(folder / "features.npz"), "people")
     return folder / "clips.zarr"
 
 
-def test_fold_with_one_class_is_left_out_with_a_warning(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It is used in no trial, new seed or baseline. One warning says so before the search."""
+def test_fold_with_one_class_has_no_score(tmp_path: Path) -> None:
+    """Its clips are predicted, but the metric is not defined on them."""
     subsets = {"a": ("train", [0, 1]), "b": ("val", [0, 1]), "c": ("train", [0]), "d": ("test", [0, 1])}
-    store = write_subjects(tmp_path, subsets)
-    args = args_for(store, tmp_path / "run", folds=3, reseed=2, trials=3)
+    args = args_for(write_subjects(tmp_path, subsets), tmp_path / "run", trials=5)
     summary, code = tune(args)
-    assert code == 0
-    message = "1 of 3 folds have clips of one class only, in training or in validation"
-    stderr = " ".join(capsys.readouterr().err.split())
-    assert stderr.count(message) == 1
-    assert sum(message in text for text in summary["warnings"]) == 1
-    assert sum(message in text for text in load_card(args.out).warnings) == 1
-    context = set_up(args)
-    assert sorted(np.unique(fold.val.subjects).tolist() for fold in context.folds) == [["a"], ["b"]]
-    trials = trials_of(args.out)
-    assert len(trials) == 3
-    for trial in trials:
-        assert list(trial.intermediate_values) == [0, 1]
-        assert trial.value == pytest.approx(np.mean(trial.user_attrs["val_curve"]), abs=1e-4)
-    assert all(np.isfinite(f["scores"]).all() for f in summary["finalists"])
+    assert (code, summary["folds"]) == (0, 3)
+    for trial in complete_of(args.out):
+        curve = trial.user_attrs["val_curve"]
+        assert np.isnan(curve).sum() == 1
+        assert trial.value == pytest.approx(np.nanmean(curve), abs=1e-4)
+    assert np.isfinite(summary["val_score"])
     assert summary["baselines"]["majority"] == 0.5
     assert np.isfinite(summary["baselines"]["logistic_embeddings"])
 
 
-def test_single_scored_fold_keeps_no_checkpoint(tmp_path: Path) -> None:
-    subsets = {"a": ("train", [0, 1]), "b": ("val", [0]), "c": ("val", [1]), "d": ("test", [0, 1])}
-    args = args_for(write_subjects(tmp_path, subsets), tmp_path / "run", folds=3, trials=2)
-    tune(args)
-    assert len(set_up(args).folds) == 1
-    assert not any("checkpoint" in trial.user_attrs for trial in trials_of(args.out))
-    assert not list(args.out.glob("artifacts/*"))
-
-
-@pytest.mark.parametrize("metric", ["auto", "macro_f1"])
-def test_folds_with_one_class_each_are_rejected_before_the_search(tmp_path: Path, metric: Any) -> None:
-    subsets = {"a": ("train", [0]), "b": ("train", [1]), "c": ("val", [0]), "d": ("val", [1])}
-    store = write_subjects(tmp_path, subsets | {"e": ("test", [0])})
-    args = args_for(store, tmp_path / "run", folds=4, metric=metric)
-    with pytest.raises(
-        ValueError, match=r"--folds 4: every fold has clips of one class only.*use fewer folds"
-    ):
-        tune(args)
-    assert not args.out.exists()
+def test_fold_without_which_a_class_has_no_clip_is_left_out(tmp_path: Path) -> None:
+    """No head may be trained without that class. Its clips train all heads."""
+    names = ("distracted", "engaged", "absorbed")
+    subsets = {"a": ("train", [0, 1]), "b": ("val", [0, 1]), "c": ("train", [0, 2]), "d": ("test", [0, 1])}
+    store = write_subjects(tmp_path, subsets, names)
+    args = args_for(store, tmp_path / "run", label=LabelArgs(labels=",".join(names)))
+    summary, code = tune(args)
+    assert (code, summary["folds"]) == (0, 2)
+    folds, split = load_folds(args.out), load_split(args.out)
+    assert {split[clip][0] for clip in folds} == {"a", "b"}
+    assert {len(trial.user_attrs["val_curve"]) for trial in complete_of(args.out)} == {2}
+    assert {name.split(".")[3] for name in weights_of(args.out)} == {"0", "1"}
 
 
 def test_folds_over_the_encoders_subjects_give_a_warning(tmp_path: Path) -> None:
@@ -378,7 +332,7 @@ def test_folds_over_the_encoders_subjects_give_a_warning(tmp_path: Path) -> None
     path = write_toy_store(tmp_path)
     subsets = {f"subject 사람{k}": "train" if k < 9 else "val" if k < 12 else "test" for k in range(15)}
     FeatureStore.open(path, "r+").carry_over([], subsets)
-    args = args_for(path, tmp_path / "run", trials=1, folds=3, seed=5)
+    args = args_for(path, tmp_path / "run", trials=1, epochs=1, seed=5)
     summary, code = tune(args)
     assert code == 0
     warning = "metrics of folds are too optimistic here"
@@ -389,72 +343,39 @@ def test_folds_over_the_encoders_subjects_give_a_warning(tmp_path: Path) -> None
     assert kept == subsets
 
 
-def test_scored_folds_need_two_classes_in_train_and_val() -> None:
-    """Two classes in training and two in validation."""
-    labels = np.array([0, 1, 0, 0, 1, 1])
-    no_subject = np.full(6, "", dtype=object)
-    clips = Samples({}, {}, labels, np.array([f"{k}#0" for k in range(6)]), no_subject, np.arange(6))
-    both, zeros, ones = np.array([0, 1]), np.array([2, 3]), np.array([4, 5])
-
-    def has_score(train: np.ndarray, held_out: np.ndarray) -> bool:
-        return bool(scored_folds([Fold(select_samples(clips, train), select_samples(clips, held_out), {})]))
-
-    assert has_score(both, np.array([3, 4]))
-    assert not has_score(both, zeros)
-    assert not has_score(both, ones)
-    assert not has_score(zeros, both)
-
-
-def test_folds_keep_windows_of_one_video_together_without_subjects() -> None:
-    ids = np.array([f"video {k // 6}.mp4#{k % 6 * 10_000}" for k in range(60)])
-    x, valid = {"embeddings": np.ones((60, 2, 3), np.float32)}, {"embeddings": np.ones((60, 2), bool)}
-    clips = Samples(x, valid, np.arange(60) % 2, ids, np.full(60, "", dtype=object), np.arange(60))
-    folds = make_folds(
-        select_samples(clips, np.arange(40)), select_samples(clips, np.arange(40, 60)), 5, seed=0
-    )
-    held = [{name.partition("#")[0] for name in fold.val.clip_ids} for fold in folds]
-    assert [len(videos) for videos in held] == [2] * 5
-    assert len(set.union(*held)) == 10
-    with pytest.raises(ValueError, match=r"--folds must be 2 to 10, .*got 11"):
-        make_folds(clips, select_samples(clips, np.arange(0)), 11, seed=0)
+def test_folds_keep_windows_of_one_video_together_without_subjects(tmp_path: Path) -> None:
+    made = make_store(tmp_path / "s.zarr", num_subjects=20, known_subjects=False, one_video_each=True)
+    inputs = set_up(args_for(Path(made.path), tmp_path / "run", label=LabelArgs())).inputs
+    videos = np.array([clip.partition("#")[0] for clip in inputs.samples.clip_ids.tolist()])
+    held_out = [set(videos[inputs.folds == fold].tolist()) for fold in inputs.numbers]
+    assert len(held_out) == 5
+    assert sum(map(len, held_out)) == len(set.union(*held_out)) == 20
+    assert len(videos) > 5 * 20
 
 
 def test_folds_keep_nearly_equal_clips_together(tmp_path: Path) -> None:
-    """Of other subjects. A study of an earlier version, whose folds were others, is not continued."""
+    """Of other subjects. A study with other folds is not continued."""
     x = np.random.default_rng(0).normal(size=(80, 10, 12)).astype(np.float32)
     x[8], x[17] = x[0], x[9]  # subjects 0, 1 and 2
     subsets = np.repeat(["train"] * 7 + ["val"] * 2 + ["test"], 8)
     np.savez(tmp_path / "f.npz", x=x, y=np.arange(80) % 2, subject=np.arange(80) // 8, split=subsets)
     write_external(tmp_path / "clips.zarr", read_sequences(tmp_path / "f.npz"), "copies")
-    args = args_for(tmp_path / "clips.zarr", tmp_path / "run", label=LabelArgs(), folds=4)
+    args = args_for(tmp_path / "clips.zarr", tmp_path / "run", label=LabelArgs())
+    hashes = set()
     for seed in range(4):
         context = set_up(dataclasses.replace(args, seed=seed))
-        held = [set(fold.val.subjects.tolist()) & {"0", "1", "2"} for fold in context.folds]
-        assert sorted(map(len, held)) == [0, 0, 0, 3]
-    assert run.settings_of(args, context, "auroc")["folds"] != 4
-    with_one_fold = dataclasses.replace(args, folds=0)
-    assert run.settings_of(with_one_fold, context, "auroc")["folds"] == 0
-
-
-class PoolHere:
-    """A ProcessPoolExecutor that runs everything at once in this process."""
-
-    def __init__(self, workers: int, context: Any, initializer: Callable[..., None], initargs: Any) -> None:
-        initializer(*initargs)
-
-    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(function(*args))
-        return future
-
-    def shutdown(self) -> None:
-        """Nothing to stop."""
+        subjects, folds = context.inputs.samples.subjects, context.inputs.folds
+        held = [set(subjects[folds == k].tolist()) & {"0", "1", "2"} for k in context.inputs.numbers]
+        assert sorted(map(len, held)) == [0] * (len(held) - 1) + [3]
+        assert set(subjects[folds == 0].tolist()) == {"7", "8"}, "validation"
+        hashes.add(run.settings_of(args, context, "auroc")["folds"])
+    assert len(hashes) > 1
 
 
 def test_nearly_equal_clips_are_looked_for_once_per_search(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not again by every worker, and by every process that trains with new seeds."""
+    """Not again by every worker."""
     found: list[list[tuple[int, int]]] = []
 
     def looked_for(*args: Any) -> list[tuple[int, int]]:
@@ -467,21 +388,20 @@ def test_nearly_equal_clips_are_looked_for_once_per_search(
 
     monkeypatch.setattr("seqmodel.training.task.near_duplicates", looked_for)
     monkeypatch.setattr(run, "run_workers", run_here)
-    monkeypatch.setattr(finalists, "ProcessPoolExecutor", PoolHere)
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    monkeypatch.setattr("tune.study.worker._context", None)
-    summary, code = tune(args_for(store, tmp_path / "run", trials=2, epochs=1, workers=2, reseed=2))
-    assert code == 0
-    assert len(summary["finalists"][0]["scores"]) == 2
+    summary, code = tune(args_for(store, tmp_path / "run", epochs=1, workers=2))
+    assert (code, summary["trials"]) == (0, {"complete": 2, "waiting": NUM_STARTS - 2})
     assert found == [[]]
 
 
-def test_search_loads_no_test_clip(store: Path, tmp_path: Path) -> None:
-    context = set_up(args_for(store, tmp_path / "x", folds=2, design="holdout"))
-    test_rows = set(context.learning_task.split.test.tolist())
-    assert test_rows
-    seen: list[Samples] = [subset for fold in context.folds for subset in (fold.train, fold.val)]
-    assert not any(test_rows & set(samples.rows.tolist()) for samples in seen)
+def test_baselines_are_scored_on_the_folds_of_the_trials(
+    searched: tuple[Path, dict[str, Any]], store: Path
+) -> None:
+    out, summary = searched
+    context = set_up(args_for(store, out))
+    labelling, clips = context.learning_task.labelling, context.clips
+    found = baseline_scores(context.inputs, clips.groups, labelling, context.objective)
+    assert summary["baselines"] == rounded(found)
 
 
 def test_running_trial_stores_signs_of_life(searched: tuple[Path, dict[str, Any]]) -> None:
@@ -493,21 +413,6 @@ def test_running_trial_stores_signs_of_life(searched: tuple[Path, dict[str, Any]
 
 
 # Command line and errors
-
-
-def test_sqlite_on_a_shared_disk_is_refused_with_a_hint(tmp_path: Path) -> None:
-    mounts = tmp_path / "mounts"
-    mounts.write_text("/dev/sda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"sqlite on a shared disk \(nfs4 at /home\).*postgresql"):
-        refuse_shared_disk("sqlite:////home/me/study.db", mounts)
-    refuse_shared_disk("sqlite:////var/study.db", mounts)
-
-
-def test_storage_that_cannot_be_opened_is_a_one_line_error() -> None:
-    with pytest.raises(ValueError, match="must be grpc://HOST:PORT"):
-        open_storage("grpc://nowhere")
-    with pytest.raises(ValueError, match="--storage mongodb://x: "):
-        open_storage("mongodb://x")
 
 
 def test_wrong_options_give_one_line_and_exit_code_2(
@@ -525,7 +430,14 @@ def test_wrong_options_give_one_line_and_exit_code_2(
 
 @pytest.mark.parametrize(
     "argv",
-    [("--folds", "1"), ("--folds", "-2"), ("--trials", "0"), ("--seed", "-1"), ("--storage", "None")],
+    [
+        ("--folds", "3"),
+        ("--reseed", "1"),
+        ("--epochs", "-1"),
+        ("--trials", "0"),
+        ("--seed", "-1"),
+        ("--storage", "None"),
+    ],
 )
 def test_wrong_options_are_refused_before_anything_is_written(
     store: Path, tmp_path: Path, argv: tuple[str, str]
@@ -549,16 +461,14 @@ def test_data_set_at_the_path_of_the_run_is_not_changed(
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 2
 
 
-def test_a_head_that_reads_no_embeddings_is_not_fine_tuned(
+def test_a_run_that_reads_no_embeddings_is_not_fine_tuned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An error before the search if the user chose geometry; if the search chose it: no fine-tuning."""
     store = Path(write_store(tmp_path / "s.zarr", 64, crops=True).path)
     with pytest.raises(ValueError, match="--inputs geometry does not read it"):
         tune(args_for(store, tmp_path / "a", inputs="geometry", finetune=True))
-    of_geometry = baseline_point(Space("binary", ("embeddings", "geometry"), False, 3)) | {
-        "inputs": "geometry"
-    }
+    of_geometry = point_of(Space("binary", ("embeddings", "geometry"), 3), "geometry", hidden=16)
     monkeypatch.setattr(run, "starting_points", lambda space: [of_geometry])
     summary, code = tune(args_for(store, tmp_path / "b", trials=1, finetune=True))
     assert code == 0
@@ -567,96 +477,40 @@ def test_a_head_that_reads_no_embeddings_is_not_fine_tuned(
     assert "no encoder to fine-tune" in capsys.readouterr().err
 
 
-def test_fine_tuning_takes_the_best_head_that_reads_embeddings(tmp_path: Path) -> None:
+def test_centering_needs_geometry_and_no_fine_tuning(tmp_path: Path) -> None:
     store = Path(write_store(tmp_path / "s.zarr", 64, crops=True).path)
-    args = args_for(store, tmp_path / "run", trials=12)
-    tune(args)
-    context = set_up(args)
-    spec = run.spec_of(args, context, "auroc")
-    study = load_study(spec)
-    read = {
-        finetune: [
-            f.trial.params["inputs"]
-            for f in finalists.choose_finalists(
-                dataclasses.replace(args, finetune=finetune, reseed=2), study, context
-            )
-        ]
-        for finetune in (False, True)
-    }
-    assert "geometry" in read[False], "the test needs such a trial: use another seed"
-    assert len(read[True]) in (3, 4), "the best three, and the seed project's settings"
-    assert "geometry" not in read[True]
-
-
-@pytest.mark.parametrize("many", [False, True])
-@pytest.mark.parametrize("streams", [("embeddings",), ("geometry",), ("embeddings", "geometry")])
-def test_other_starting_points_are_in_the_search_space(streams: tuple[str, ...], many: bool) -> None:
-    space = Space("binary", streams, False, 20, many)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for point in starting_points(space)[1:]:
-        study.enqueue_trial(point)
-        trial = study.ask()
-        trial_config = suggest(trial, space)
-        assert trial.params == point
-        assert trial_config.inputs == ("both" if len(streams) > 1 else streams[0])
-
-
-@pytest.mark.parametrize("fixed", [False, True])
-@pytest.mark.parametrize("task", ["binary", "multiclass", "ordinal"])
-def test_baseline_point_is_in_the_search_space_of_every_task(task: str, fixed: bool) -> None:
-    space = Space(task, ("embeddings", "geometry"), fixed, 20)  # type: ignore[arg-type]
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    study.enqueue_trial(baseline_point(space))
-    trial = study.ask()
-    trial_config = suggest(trial, space)
-    assert trial.params == baseline_point(space)
-    assert trial_config.inputs == ("both" if fixed else "embeddings"), "the seed project used only embeddings"
-    assert trial_config.head.shared_thresholds == (task == "ordinal")
-
-
-def test_many_clips_use_large_batches_except_in_the_baseline_trial() -> None:
-    """Also if that trial is run again after its worker was killed."""
-    space = dataclasses.replace(SPACE, many=True)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=3))
-    study.enqueue_trial(baseline_point(space), user_attrs={"role": BASELINE_ROLE})
-    sizes = []
-    for number in range(12):
-        trial = study.ask()
-        sizes.append(suggest(trial, space).train.batch_size)
-        if number == 0:
-            study.tell(trial, state=TrialState.FAIL)
-            enqueue_again(study, study.trials[0])
-        else:
-            study.tell(trial, float(number))
-    assert sizes[:2] == [8, 8]
-    assert is_baseline(study.trials[1].params, space)
-    assert min(sizes[2:]) >= 32
-    assert max(sizes) <= 128
-    assert space_hash(space) != space_hash(SPACE)
-    assert space_hash(SPACE) == space_hash(dataclasses.replace(SPACE, epochs=5))
+    with pytest.raises(ValueError, match="--center window needs the geometry stream"):
+        tune(args_for(store, tmp_path / "a", inputs="embeddings", center="window"))
+    with pytest.raises(ValueError, match="--finetune and --center cannot be combined"):
+        tune(args_for(store, tmp_path / "a", center="window", finetune=True))
+    assert not (tmp_path / "a").exists()
 
 
 # Output of a search
 
 
-def test_trials_record_epochs_and_seconds(searched: tuple[Path, dict[str, Any]]) -> None:
+def test_trials_record_folds_and_seconds(searched: tuple[Path, dict[str, Any]]) -> None:
+    """The report has them from the journal."""
     trials = trials_of(searched[0])
     assert len(trials) == 6
     for trial in trials:
-        attributes = trial.user_attrs
-        assert len(attributes["val_curve"]) == attributes["epochs"]
-        assert max(attributes["val_curve"]) == pytest.approx(
-            max(trial.intermediate_values.values()), abs=1e-4
-        )
+        attributes, reported = trial.user_attrs, list(trial.intermediate_values.values())
         assert attributes["seconds"] > 0
+        assert attributes["val_curve"][: len(reported)] == pytest.approx(reported, abs=1e-4)
+        assert attributes["family"].startswith("embeddings ")
         if trial.state == TrialState.COMPLETE:
-            assert attributes["parameters"] > 0
+            assert len(attributes["val_curve"]) == 5
+            assert attributes["val_loss"] > 0
+    history = history_of(searched[0])
+    assert [list(trial.curve) for trial in history] == [trial.user_attrs["val_curve"] for trial in trials]
+    assert all(trial.by_fold for trial in history)
 
 
 @pytest.mark.draws
-def test_pictures_of_the_study_stay_in_the_run(store: Path, tmp_path: Path) -> None:
-    summary, _ = tune(args_for(store, tmp_path, trials=5, epochs=1, pruning="off"))
-    drawn = {path.stem for path in (tmp_path / "plots").glob("study_*.png")}
+def test_pictures_of_the_study_stay_in_the_run(started: Path, store: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(started, tmp_path / "run"))
+    summary, _ = tune(args_for(store, out, trials=NUM_STARTS))
+    drawn = {path.stem for path in (out / "plots").glob("study_*.png")}
     assert drawn == PICTURES
     assert sum(summary["importances"].values()) == pytest.approx(1, abs=0.01)
 
@@ -687,99 +541,11 @@ def test_plots_do_not_change_matplotlib_settings(tmp_path: Path, span: tuple[flo
     assert not plt.get_fignums()
 
 
-def finalist(number: int, *scores: float) -> finalists.Finalist:
-    return finalists.Finalist(optuna.trial.create_trial(value=0.99), scores)
-
-
-def test_uncertain_winner_gives_warnings() -> None:
-    clear = [finalist(0, 0.90, 0.91), finalist(1, 0.70, 0.71)]
-    assert not finalists.warnings_about_winner(clear, {"majority": 0.5}, "auroc")
-    (note,) = finalists.warnings_about_winner(clear, {"logistic_embeddings": 0.95}, "auroc")
-    assert "on validation, the best head is not better than the baseline logistic_embeddings" in note
-    assert "auroc 0.9050, baseline 0.9500" in note
-    (note,) = finalists.warnings_about_winner([finalist(0, 0.90, 0.80), finalist(1, 0.84, 0.84)], {}, "auroc")
-    assert (
-        "differ by 0.0100 in auroc, which is less than their standard deviation over seeds (0.0707)" in note
-    )
-
-
-def test_score_in_the_search_is_not_part_of_the_mean() -> None:
-    assert finalist(0, 0.6, 0.8).mean == pytest.approx(0.7)
-    assert finalist(0).mean == 0.99
-
-
-def test_seed_project_settings_are_always_finalists(
-    searched: tuple[Path, dict[str, Any]], store: Path
-) -> None:
-    """Even if all other trials were better in the search."""
-    args = args_for(store, searched[0], reseed=2)
-    context, study = set_up(args), optuna.create_study(direction="maximize")
-    for t in trials_of(searched[0]):
-        value = 0.9 + 0.01 * t.number if t.number else 0.5
-        study.add_trial(
-            optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=value)
-        )
-    found = finalists.choose_finalists(args, study, context)
-    assert {f.trial.number for f in found} == {0, 3, 4, 5}
-    assert found[0].mean >= next(f.mean for f in found if f.trial.number == 0)
-    assert {len(f.scores) for f in found} == {2}
-    expected = next(f for f in found if f.trial.number == 0)
-    assert trials_of(searched[0])[0].value not in expected.scores, "the seeds are not those of the search"
-
-
-def test_duplicate_trials_are_ranked_once(searched: tuple[Path, dict[str, Any]], store: Path) -> None:
-    """For example a starting point that two machines enqueued: only the first trial is a finalist."""
-    args = args_for(store, searched[0], reseed=2)
-    context, study = set_up(args), optuna.create_study(direction="maximize")
-    for t in [*trials_of(searched[0])[:3], *trials_of(searched[0])[:2]]:
-        study.add_trial(
-            optuna.trial.create_trial(params=t.params, distributions=t.distributions, value=t.value)
-        )
-    assert sorted(f.trial.number for f in finalists.choose_finalists(args, study, context)) == [0, 1, 2]
-
-
-def test_baselines_use_the_same_folds(store: Path, tmp_path: Path) -> None:
-    context = set_up(args_for(store, tmp_path / "x", folds=3))
-    found = run.mean_baselines(context, "auroc")
-    each = [
-        run.mean_baselines(dataclasses.replace(context, folds=[fold]), "auroc")["logistic_embeddings"]
-        for fold in context.folds
-    ]
-    assert len(set(each)) == 3
-    assert found["logistic_embeddings"] == pytest.approx(sum(each) / 3)
-
-
-def test_baseline_trial_is_never_pruned(store: Path, tmp_path: Path) -> None:
-    """It is enqueued again after a trial with a score that no head reaches."""
-    args = args_for(store, tmp_path / "run", epochs=8)
-    context = set_up(args)
-    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.ThresholdPruner(lower=2.0))
-    study.enqueue_trial(baseline_point(context.space))
-    study.enqueue_trial(baseline_point(context.space) | {"hidden": 32})
-    study.optimize(lambda trial: trial_value(context, trial), n_trials=2)
-    assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.PRUNED]
-
-
-def test_later_trials_are_compared_with_starting_points_that_are_not_pruned(
-    store: Path, tmp_path: Path
-) -> None:
-    args = args_for(store, tmp_path / "run", epochs=4)
-    context = set_up(args)
-    halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
-    study = optuna.create_study(direction="maximize", pruner=halving)
-    study.enqueue_trial(baseline_point(context.space))
-    study.enqueue_trial(baseline_point(context.space) | {"lr": 1e-4, "batch_size": 128})
-    study.optimize(lambda trial: trial_value(context, trial), n_trials=2)
-    first, second = study.trials
-    assert first.intermediate_values[1] > second.intermediate_values[1]
-    assert (second.state, second.user_attrs["epochs"]) == (TrialState.PRUNED, 1)
-
-
 def test_printed_text_has_no_password(tmp_path: Path) -> None:
     args = TuneArgs(Path("s"), tmp_path)
 
     def printed(storage: str) -> str:
-        return run.dashboard_command(args, StudySpec(storage, "study", 6, 0, 4, pruning=False, folds=0))
+        return run.dashboard_command(args, StudySpec(storage, "study", 6, 0))
 
     assert printed("postgresql+psycopg://me:secret@host/db") == (
         "optuna-dashboard 'postgresql+psycopg://me:…@host/db'"
@@ -789,31 +555,7 @@ def test_printed_text_has_no_password(tmp_path: Path) -> None:
     )
     assert "grpc" not in printed("grpc://host:13000")
     assert "database behind the proxy" in printed("grpc://host:13000")
-    (tmp_path / "artifacts").mkdir()
-    assert printed("a b.log") == f"optuna-dashboard 'a b.log' --artifact-dir {tmp_path / 'artifacts'}"
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("postgresql+psycopg://me:se:cr/e?t@host:5432/db", "postgresql+psycopg://me:…@host:5432/db"),
-        ("postgresql://me@host/db?password=s@cr:et", "postgresql://me@host/db?password=…"),
-        (
-            "postgresql://me:secret@host/db?sslmode=a&password=secret&b=c",
-            "postgresql://me:…@host/db?sslmode=a&password=…&b=c",
-        ),
-        ("mysql+pymysql://host/db?user=me&PASSWD=secret", "mysql+pymysql://host/db?user=me&PASSWD=…"),
-        ("postgresql://me@host:5432/db", "postgresql://me@host:5432/db"),
-        ("grpc://host:13000", "grpc://host:13000"),
-        ("folder/me:and@you?password=1.log", "folder/me:and@you?password=1.log"),
-        ("--storage=postgresql://me:secret@host/db", "--storage=postgresql://me:…@host/db"),
-        ("--labels=a:b@c", "--labels=a:b@c"),
-        ("", ""),
-    ],
-)
-def test_a_password_is_left_out_wherever_a_url_has_it(url: str, shown: str) -> None:
-    """The path of a journal is not a URL and does not change."""
-    assert without_password(url) == shown
+    assert printed("a b.log") == "optuna-dashboard 'a b.log'"
 
 
 def test_card_keeps_the_command_without_its_password(
@@ -823,7 +565,7 @@ def test_card_keeps_the_command_without_its_password(
     monkeypatch.setattr("tune.study.study.open_storage", lambda url: journal)
     out = tmp_path / "내 실행"
     argv = ["--store", str(store), "--out", str(out), "--labels", "distracted,engaged", "--workers", "1"]
-    argv += ["--trials", "1", "--reseed", "0", "--epochs", "1"]
+    argv += ["--trials", "1", "--epochs", "1"]
     secret = [
         "--storage=mysql://me:secret@a/b",
         "--storage",
@@ -837,26 +579,6 @@ def test_card_keeps_the_command_without_its_password(
     ]
     kept = [path for path in out.rglob("*") if path.is_file()]
     assert not [path for path in kept if b"secret" in path.read_bytes()]
-
-
-def test_interrupted_refits_end_at_once(store: Path, tmp_path: Path) -> None:
-    """Four fits of ten minutes are queued for two processes."""
-    futures: list[Any] = []
-
-    def interrupted() -> None:
-        with finalists.refitting(args_for(store, tmp_path / "x", workers=2)) as pool:
-            futures.extend(pool.submit(time.sleep, 600) for _ in range(4))
-            while not futures[0].running():
-                time.sleep(0.05)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    # not concurrent.futures.wait: it is not notified of futures that a pool cancels at shutdown
-    deadline = time.monotonic() + 120
-    while not all(future.done() for future in futures) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert all(future.cancelled() or future.exception(0) is not None for future in futures)
 
 
 @pytest.mark.slow
@@ -885,7 +607,7 @@ def test_every_task_from_search_to_evaluation(
 ) -> None:
     store = write_toy_store(tmp_path, num_classes=4, num_clips=150, unlabelled=10)
     run = tmp_path / "run"
-    argv = ["--store", str(store), "--out", str(run), "--trials", "2", "--workers", "1", "--reseed", "1"]
+    argv = ["--store", str(store), "--out", str(run), "--trials", "2", "--workers", "1"]
     assert main([*argv, "--epochs", "3", "--json", *options]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["clips"]["unlabelled"] == 10
@@ -904,7 +626,7 @@ def test_every_task_from_search_to_evaluation(
 
 @pytest.mark.slow
 def test_repeated_search_and_finetune(tmp_path: Path) -> None:
-    """The same command again, then with more trials, then with another winner."""
+    """The same command again, then with more trials, then with other members."""
     store, run = write_crop_store(tmp_path / "s.zarr"), tmp_path / "run"
     args = args_for(Path(store.path), run, trials=1, epochs=2, finetune=True)
 
@@ -926,22 +648,19 @@ def test_repeated_search_and_finetune(tmp_path: Path) -> None:
 
     card = load_card(run)
     save_card(run, dataclasses.replace(card, test_evaluations=("2026-01-01T00:00:00",)))
-    before = state()
-    numbers = {first["best"]["trial"]}
-    for trials in range(2, 9):
-        found, _ = tune(dataclasses.replace(args, trials=trials))
-        number = found["best"]["trial"]
-        if number in numbers:
-            assert state() == before, "with more trials and the same winner, the fine-tuned weights are kept"
+    before, kept = state(), card.stages[0]["trials"]
+    for trials in (2, 3):
+        tune(dataclasses.replace(args, trials=trials))
+        card = load_card(run)
+        if card.stages[0]["trials"] == kept:
+            assert state() == before, "the same finalists: the fine-tuned weights are kept"
             continue
-        stages = load_card(run).stages
-        assert [stage["stage"] for stage in stages] == ["head", "finetune"]
-        assert (stages[0]["trial"], stages[1]["started_from"]) == (number, "stage 1")
-        assert load_card(run).test_evaluations == ("2026-01-01T00:00:00",)
+        assert [stage["stage"] for stage in card.stages] == ["head", "finetune"]
+        assert card.stages[1]["started_from"] == "stage 1"
+        assert card.test_evaluations == ("2026-01-01T00:00:00",)
         assert not (run / "metrics.json").exists()
-        numbers.add(number)
-        before = state()
-    assert len(numbers) > 1, "the test needs another winner: use another seed"
+        before, kept = state(), card.stages[0]["trials"]
+    assert len(kept) == 2, "the second trial is the first of another family"
 
 
 def test_other_settings_write_another_head_with_the_same_trial_number(
@@ -950,9 +669,9 @@ def test_other_settings_write_another_head_with_the_same_trial_number(
     run = Path(shutil.copytree(searched[0], tmp_path / "run"))
     tune(args_for(store, run, trials=1, label=LabelArgs(labels="engaged,distracted")))
     assert load_card(run).labelling.names == ("engaged", "distracted")
-    number = load_card(run).stages[0]["trial"]
+    number = load_card(run).stages[0]["trials"]
     tune(args_for(store, run, trials=1, study="other"))
-    assert load_card(run).stages[0]["trial"] == number == 0
+    assert load_card(run).stages[0]["trials"] == number == [0]
     assert load_card(run).labelling.names == ("distracted", "engaged")
     assert len(history_of(run)) == 1, "the report shows the one of three searches that made the run"
 
