@@ -8,6 +8,7 @@ import optuna
 from optuna.trial import TrialState
 from scipy.stats import wilcoxon
 
+from seqmodel.heads.recurrent import num_outputs
 from seqmodel.metrics.calibration import Calibration, negative_log_likelihood, probabilities
 from seqmodel.training.cross_fit import FoldInputs, Objective, fit_folds, fold_score
 from seqmodel.training.loop import Epoch, resolve_metric
@@ -60,10 +61,8 @@ def objective(
             curve.append(epoch.val_score)
             stop_if_behind()
 
-    logits = np.full((len(inputs.samples), 0), np.nan)
+    logits = np.full((len(inputs.samples), num_outputs(goal.task, goal.num_classes)), np.nan)
     for fitted in fit_folds(inputs, config, goal, seed=seed, device=device, on_epoch=on_epoch):
-        if not logits.shape[1]:
-            logits = np.full((len(inputs.samples), fitted.logits.shape[1]), np.nan)
         logits[fitted.held_out] = fitted.logits
         if not one_fold:
             labels = inputs.samples.labels[fitted.held_out]
@@ -72,12 +71,15 @@ def objective(
             if len(curve) < len(inputs.numbers):  # after the last fold, stopping saves nothing
                 stop_if_behind()
     note(trial, curve, started)
-    known = ~np.isnan(logits[:, 0])
-    labels = inputs.samples.labels
-    loss = negative_log_likelihood(logits[known], labels[known], goal.task, Calibration()) / max(
-        1, known.sum()
-    )
-    trial.set_user_attr("val_loss", round(float(loss), 5))
+    return score_of(trial, logits, inputs, goal)
+
+
+def score_of(trial: optuna.Trial, logits: np.ndarray, inputs: FoldInputs, goal: Objective) -> float:
+    """The score of (N, O) out-of-fold logits; stores their mean log loss, which decides between equals."""
+    known, labels = ~np.isnan(logits[:, 0]), inputs.samples.labels
+    loss = negative_log_likelihood(logits[known], labels[known], goal.task, Calibration())
+    trial.set_user_attr("val_loss", round(float(loss) / max(1, known.sum()), 5))
+    metric = resolve_metric(goal.metric, goal.task)
     value = fold_score(probabilities(logits, goal.task), labels, inputs.folds, metric)
     return value if np.isfinite(value) else UNDEFINED
 

@@ -332,18 +332,9 @@ def run_fold(
     )
     model = Ensemble([member.heads for member in members], task).eval()
     logits = predict_logits(model, select_samples(samples, indices))
-    predicted = decide(logits, task, calibration)
-    configs = tuple(member.config for member in members)
-    return FoldResult(
-        indices,
-        logits,
-        predicted.probabilities,
-        predicted.label,
-        _name_of(configs),
-        model,
-        calibration,
-        configs,
-    )
+    found, configs = decide(logits, task, calibration), tuple(member.config for member in members)
+    of_clips = indices, logits, found.probabilities, found.label
+    return FoldResult(*of_clips, _name_of(configs), model, calibration, configs)
 
 
 def _name_of(members: Sequence[MemberConfig]) -> str:

@@ -99,9 +99,7 @@ def fit(
     nothing. Unlabelled clips are skipped. Raises UserError for a batch size or epochs below 1 and without
     labelled clips.
     """
-    for name in ("batch_size", "epochs"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name} must be at least 1, got {getattr(config, name)}")
+    _require_positive(config)
     head.to(device)
     optimizer = make_optimizer(head, config)
     usable = labelled_clips(train)
@@ -133,6 +131,12 @@ def fit(
             lr=optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - started,
         )
+
+
+def _require_positive(config: TrainConfig) -> None:
+    for name in ("batch_size", "epochs"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} must be at least 1, got {getattr(config, name)}")
 
 
 def read_logits(head: Head, windows: Windows, *, device: str = "cpu") -> np.ndarray:
