@@ -86,7 +86,8 @@ def test_signal_to_every_process_loses_no_trial(tmp_path: Path) -> None:
 
     def working() -> list[FrozenTrial]:
         try:
-            return [trial for trial in trials(TrialState.RUNNING) if trial.params]
+            begun = [trial for trial in trials(TrialState.RUNNING) if trial.params]
+            return [t for t in begun if "worker" in t.user_attrs and is_alive(t.user_attrs["worker"])]
         except KeyError:  # does not exist yet
             return []
 
