@@ -25,11 +25,6 @@ class Finalist:
     trial: FrozenTrial
     is_member: bool
 
-    @property
-    def name(self) -> str:
-        """Family and number, for tables."""
-        return f"{self.trial.user_attrs.get('family', '')}, trial {self.trial.number}"
-
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
     """The best complete trial of each family, best first; of equal scores the lower loss, then the earlier.

@@ -20,7 +20,7 @@ from seqmodel.runs.writer import (
     write_run,
 )
 from seqmodel.training.cross_fit import FoldInputs, Objective, cross_fit
-from seqmodel.training.task import LearningTask, build_task, learning_clips, load_learning
+from seqmodel.training.task import LearningClips, LearningTask, build_task, learning_clips, load_learning
 
 
 def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
@@ -33,7 +33,8 @@ def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
     device = resolve_device(args.device)
     clips = learning_clips(learning_task, args.seed)
     inputs = FoldInputs(load_learning(learning_task), clips.folds)
-    model = fit_members(args, learning_task, inputs, device)
+    clips = replace(clips, folds=inputs.folds)
+    model = fit_members(args, learning_task, inputs, clips, device)
     baselines = baseline_scores(inputs, clips.groups, learning_task.labelling, model.objective)
     with only_writer(args.run):
         card = write_run(
@@ -68,14 +69,13 @@ def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
 
 
 def fit_members(
-    args: TrainArgs, learning_task: LearningTask, inputs: FoldInputs, device: str
+    args: TrainArgs, learning_task: LearningTask, inputs: FoldInputs, clips: LearningClips, device: str
 ) -> TrainedModel:
     """One member for each stream, as the options define it."""
     task = learning_task.labelling.task
     objective = Objective(task, learning_task.num_classes, args.metric)
     head = complete_head(args.head, task)
     configs = [MemberConfig(stream, head, args.train) for stream in streams_of(learning_task.inputs)]
-    clips = replace(learning_clips(learning_task, args.seed), folds=inputs.folds)
     with progress("epochs") as bar:
         row = bar.add_task("training", total=args.train.epochs * len(inputs.numbers) * len(configs))
         members = [

@@ -19,11 +19,16 @@ from seqmodel.finetuning.network import CnnLstm
 from seqmodel.finetuning.setup import FinetuneSetup, member_to_tune
 from seqmodel.heads.ensemble import Ensemble
 from seqmodel.metrics.calibration import fit_scaling, probabilities
-from seqmodel.runs.files import load_folds, load_weights
-from seqmodel.runs.predict import inputs_of, load_ensemble, parts_by_fold, predict_rows
+from seqmodel.runs.files import load_weights
+from seqmodel.runs.predict import (
+    held_out_folds,
+    inputs_of,
+    load_ensemble,
+    parts_by_fold,
+    predict_rows,
+)
 from seqmodel.runs.writer import TrainedModel
 from seqmodel.training.cross_fit import CrossFit, FoldInputs, Objective, cross_fit
-from seqmodel.training.loop import predict_logits
 from seqmodel.training.task import LearningClips
 
 ROUNDS, MIN_SHARE = 1000, 0.9
@@ -62,22 +67,24 @@ def refit(setup: FinetuneSetup, model: CnnLstm, clips: tuple[Any, Any], device: 
     samples = dataclasses.replace(
         samples, x=samples.x | {"embeddings": embeddings}, valid=samples.valid | {"embeddings": valid}
     )
-    known = load_folds(setup.run)
-    folds = np.array([known.get(clip, -1) for clip in samples.clip_ids.tolist()], np.int64)
+    folds = held_out_folds(setup.run, setup.store, rows)
     inputs = FoldInputs(samples, folds)
     objective = Objective(card.labelling.task, len(card.labelling.names), card.metric)  # type: ignore[arg-type]
     old = load_ensemble(card, load_weights(setup.run)["head"])
     tuned, members = member_to_tune(card), list[CrossFit]()
     for index, config in enumerate(card.members):
         if config.stream == "embeddings" and index != tuned:
-            members.append(cross_fit(inputs, config, objective, seed=card.seed, device=device))
+            found_anew = cross_fit(inputs, config, objective, seed=card.seed, device=device)
+            # After an earlier fine-tuning there is one fold, but as many heads as before are shipped.
+            heads = found_anew.heads + (found_anew.heads[0],) * (card.num_folds - len(found_anew.heads))
+            members.append(dataclasses.replace(found_anew, heads=tuple(copy.deepcopy(h) for h in heads)))
             continue
-        heads = old.heads(index)
+        kept = old.heads(index)
         if index == tuned:
             model.to("cpu")
-            heads = [copy.deepcopy(model.head.heads(0)[0]) for _ in heads]
-        alone = Ensemble([heads], card.labelling.task)
-        members.append(CrossFit(config, tuple(heads), logits_of(alone, samples, inputs.folds), ()))
+            kept = [copy.deepcopy(model.head.heads(0)[0]) for _ in kept]
+        alone = Ensemble([kept], card.labelling.task)
+        members.append(CrossFit(config, tuple(kept), logits_of(alone, samples, inputs.folds), ()))
     groups = groups_of(setup.store.table(), rows)
     return TrainedModel(tuple(members), LearningClips(rows, groups, np.where(folds == 0, 0, -1)), objective)
 
@@ -119,15 +126,10 @@ def embed_clips(model: CnnLstm, clips: Any, device: str) -> tuple[np.ndarray, np
 def compare(setup: FinetuneSetup, new: TrainedModel) -> Comparison:
     """The old and the new model on the clips of the first fold."""
     card, rows = setup.card, setup.val.rows
-    samples = load_samples(setup.store, card.labelling, rows, inputs_of(card))
-    if setup.started_from == "stage 1":
-        old = load_ensemble(card, load_weights(setup.run)["head"]).of_fold(0).eval()
-        before = predict_logits(old, samples)
-    else:  # the store has the embeddings of another encoder
-        folds = np.zeros(len(rows), np.int64)
-        before, _ = predict_rows(setup.run, card, setup.store, card.labelling, rows, folds=folds)
+    folds = np.zeros(len(rows), np.int64)
+    before, _ = predict_rows(setup.run, card, setup.store, card.labelling, rows, folds=folds)
     after = new.logits[len(setup.train.rows) :]
-    labels, task = samples.labels, card.labelling.task
+    labels, task = np.asarray(setup.val.labels), card.labelling.task
     known = ~np.isnan(before[:, 0]) & ~np.isnan(after[:, 0])
     groups = groups_of(setup.store.table(), rows)[known]
     names, index = np.unique(groups, return_inverse=True)

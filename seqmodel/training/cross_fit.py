@@ -197,25 +197,20 @@ def average_logits(logits: Sequence[np.ndarray], task: Task) -> np.ndarray:
         return to_logits(torch.from_numpy(total / count), task).numpy()
 
 
-def fold_score(
-    p: np.ndarray, labels: np.ndarray, folds: np.ndarray, metric: str, weights: np.ndarray | None = None
-) -> float:
+def fold_score(p: np.ndarray, labels: np.ndarray, folds: np.ndarray, metric: str) -> float:
     """Mean of the metric over the folds that have a prediction for clips of two classes; over all clips
     together if there is no such fold. Pairs of clips of different folds, whose models differ, do not count.
 
-    p: (N, C), NaN without a prediction. weights: (N,) how often each clip is counted; default: once.
+    p: (N, C), NaN without a prediction.
     """
-    known = ~np.isnan(p[:, 0]) & (folds >= 0)
-    repeated = (
-        np.flatnonzero(known) if weights is None else np.repeat(np.arange(len(labels)), weights * known)
-    )
+    known = np.flatnonzero(~np.isnan(p[:, 0]) & (folds >= 0))
 
     def of(indices: np.ndarray) -> float:
         return float(score(metric, labels[indices], p[indices]))
 
-    parts = [repeated[folds[repeated] == number] for number in np.unique(folds[repeated])]
+    parts = [known[folds[known] == number] for number in np.unique(folds[known])]
     scores = [of(part) for part in parts if len(np.unique(labels[part])) > 1]
-    return float(np.mean(scores)) if scores else of(repeated) if len(repeated) else float("nan")
+    return float(np.mean(scores)) if scores else of(known) if len(known) else float("nan")
 
 
 def assign_folds(

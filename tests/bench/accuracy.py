@@ -24,6 +24,7 @@ import av
 import numpy as np
 
 from extract.demo.generate import make_demo
+from features.cli import UserError
 from features.datasets import Samples, select_samples
 from features.splits import grouped_folds
 from features.store.store import FeatureStore
@@ -104,7 +105,7 @@ def encoder() -> str:
     """MobileNetV3-Large, or the encoder of a package where its weights cannot be fetched."""
     try:
         encoder_weights("mobilenet_v3_large", "imagenet")
-    except Exception:
+    except (UserError, OSError):
         return "efficientnet_lite0"
     return "mobilenet_v3_large"
 
