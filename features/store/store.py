@@ -448,7 +448,10 @@ def _prepare_folder(location: StoreLocation) -> None:
         raise UserError(f"{location.text} is a file, not a store: choose another path")
     location.folder.mkdir(parents=True, exist_ok=True)
     strange = [item.name for item in location.folder.iterdir() if not item.name.startswith("planner.lock")]
-    if strange and not any(name.endswith(".partial") for name in strange):
+    is_begun = any(name.endswith(".partial") for name in strange)
+    if (
+        strange and not is_begun and not (location.folder / "zarr.json").exists()
+    ):  # now: another may have begun
         raise UserError(
             f"{location.text} is not a store and not empty (it has {strange[0]}): choose another folder"
         )

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTED = ("extract.run", "openvino", "av", "cv2", "zarr", "tests.support.small_store")
+CRASHED = 70
+"""Exit code of a command that raised."""
 
 
 class KillableCommands:
@@ -46,6 +49,8 @@ class KillableCommands:
         """Run `module.main(argv)` for each (n, argv) in parallel and return the exit codes.
 
         A code is -9 if the command was killed at its n-th write below `folder`; n = 0 kills none.
+
+        Raises RuntimeError with the traceback when a command raised.
         """
         assert self._helper.stdin is not None
         assert self._helper.stdout is not None
@@ -53,10 +58,11 @@ class KillableCommands:
         self._helper.stdin.write(json.dumps(request) + "\n")
         self._helper.stdin.flush()
         response = self._helper.stdout.readline()
-        if not response:
+        codes: list[int] = json.loads(response) if response else [CRASHED]
+        if CRASHED in codes:
             self._stderr.seek(0)
-            raise RuntimeError(f"the helper ended with {self._helper.wait()}: {self._stderr.read()[-2000:]}")
-        return list(json.loads(response))
+            raise RuntimeError(f"the helper or a command raised: {self._stderr.read()[-2000:]}")
+        return codes
 
 
 def kill_at(folder: str, number: int) -> None:
@@ -85,10 +91,12 @@ def main() -> None:
         for number, argv in commands:
             child = os.fork()
             if child == 0:
-                code = 70
+                code = CRASHED
                 try:
                     kill_at(folder, number)
                     code = int(import_module(module).main(argv) or 0)
+                except BaseException:
+                    traceback.print_exc()
                 finally:
                     os._exit(code)
             children.append(child)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -1031,6 +1032,21 @@ def test_two_processes_at_once_equal_one(tmp_path: Path) -> None:
         )
     assert codes == [0, 0]
     require_equal_stores(tmp_path / "two.zarr", tmp_path / "one.zarr")
+
+
+def test_store_that_another_process_begins_meanwhile_is_no_strange_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process writes its first files between the look for a store and the listing of the folder."""
+    path, listing = tmp_path / "s.zarr", Path.iterdir
+
+    def other_begins(folder: Path) -> Iterator[Path]:
+        monkeypatch.setattr(Path, "iterdir", listing)
+        plan(path, clips_of(4), RECIPE, numerics={})
+        return listing(folder)
+
+    monkeypatch.setattr(Path, "iterdir", other_begins)
+    assert plan(path, clips_of(4), RECIPE, numerics={}).num_clips == 4
 
 
 @pytest.mark.slow
