@@ -91,7 +91,6 @@ class ImportArgs:
     same D are compatible."""
     stream: Literal["auto", "embeddings", "geometry"] = "auto"
     """Stream of the features. auto: geometry if the feature_names of an .npz are MediaPipe's blendshapes,
-    else embeddings. For geometry, the report shows the importance of each part of the face, and tune
-    has --center."""
+    else embeddings. For geometry, the report shows the importance of each part of the face."""
     json: bool = False
     """Print the summary as one JSON object on stdout."""

@@ -41,8 +41,6 @@ class TuneArgs:
     pruning: Literal["on", "off"] = "on"
     """Stop a trial that falls behind the best one of its stream: after three folds, or with one fold at
     epochs 4, 8 and 16."""
-    center: Literal["none", "window", "subject"] = "none"
-    """Subtract a mean from the geometry stream: of the window, or of all frames of the subject."""
     storage: str = ""
     """Optuna storage: postgresql+psycopg://…, grpc://HOST:PORT …; default: a journal file in the run."""
     study: str = ""

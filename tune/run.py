@@ -110,13 +110,6 @@ def open_task(args: TuneArgs) -> LearningTask:
         raise UserError(
             "--finetune trains the encoder, but --inputs geometry does not read it: leave out one of them"
         )
-    if args.center != "none" and "geometry" not in learning_task.dims:
-        raise UserError(
-            f"--center {args.center} needs the geometry stream: {args.store} has none, or --inputs leaves it "
-            "out"
-        )
-    if args.center != "none" and args.finetune:
-        raise UserError("--finetune and --center cannot be combined: leave out one of them")
     return learning_task
 
 
@@ -156,7 +149,6 @@ def settings_of(args: TuneArgs, context: SearchContext, metric: str) -> dict[str
         "folds": hashlib.sha256(context.inputs.folds.tobytes()).hexdigest()[:16],
         "procedure": PROCEDURE,
         "epochs": args.epochs,
-        "center": args.center,
         "seed": args.seed,
         "space": space_hash(context.space),
     }
@@ -246,7 +238,6 @@ def keep(
         seed=args.seed,
         stage=stage,
         warnings=[*fold_warnings, *notes],
-        center=args.center,
         settings=[member_config_of(point, context.space) for point in starting_points(context.space)],
     )
 

@@ -23,17 +23,10 @@ from features.cli import UserError
 from features.face_signals import strongest_signals
 from live.inference.model import THREADS, LiveModel, open_model
 from live.inference.state_machine import DisplayState, State, StateRule, next_display_state
-from seqmodel.heads.centering import subtract_mean
 from seqmodel.metrics.calibration import decide
 
 SMOOTHING_S = 1.0
 """Time constant of the average over logits: three sampled frames, much shorter than a window of 10 s."""
-SUBJECT_MEAN_S = 60.0
-"""Seconds of a subject's face from which the subject mean is computed; then it is fixed, as in training.
-
-Without this limit an hour of looking away would become the mean."""
-AWAY_WINDOWS = 3
-"""After this many windows without a face the subject may have changed: the subject mean starts again."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +64,6 @@ class Prediction:
     """Whether the face is probably another person's than before (`is_new_face`): the window was emptied."""
     signals: Mapping[str, float] = field(default_factory=dict)
     """The strongest geometry signals of this frame, by name; empty without geometry."""
-    subject_mean_s: float = math.nan
-    """Seconds of frames in the subject mean, up to SUBJECT_MEAN_S; NaN where the run subtracts none."""
 
     @property
     def face(self) -> bool:
@@ -112,7 +103,7 @@ class Predictor:
         self.reset()
 
     def reset(self, start_s: float = 0.0) -> None:
-        """Clear the window, the followed face and the subject mean, as at the start of another video.
+        """Clear the window and the followed face, as at the start of another video.
 
         start_s: time of the first sample; 0 is the start of a file and the opening of a camera.
         """
@@ -123,8 +114,6 @@ class Predictor:
         self._smoothed_s = start_s
         self._since_s: float | None = None
         self._display = DisplayState()
-        self._face_s = start_s
-        self._reset_mean()
 
     def push(self, frame: Frame) -> Prediction | None:
         """The prediction after this frame, or None for a frame between two sampled ones.
@@ -143,11 +132,6 @@ class Predictor:
     def window_logits(self) -> np.ndarray:
         """The head's logits for the current window, (C',) float32."""
         x, valid = self.window()
-        if self.model.card.center != "none" and "geometry" in x:
-            # Until the subject mean covers a whole window, the window's own mean replaces it.
-            known = self.model.card.center == "subject" and self._mean_count >= self._pixels.num_frames
-            mean = (self._mean_sum / self._mean_count).astype(np.float32) if known else None
-            x["geometry"] = subtract_mean(x["geometry"], valid["geometry"], mean)
         return self.model.head(x, valid)
 
     def window(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -178,10 +162,6 @@ class Predictor:
         if crop.is_new:
             self._window.clear()
             self._smoothed = None
-        if crop.image is not None:
-            if crop.is_new or frame.pts_s - self._face_s > AWAY_WINDOWS * self._pixels.window_s:
-                self._reset_mean()
-            self._face_s = frame.pts_s
         embedding = np.zeros(self.model.card.recipe.encoder.dim, np.float16)
         if crop.image is not None and self._reads_embeddings:
             assert self.model.engine is not None  # open_model made it for this stream
@@ -192,9 +172,6 @@ class Predictor:
             if self._geometry is not None and crop.image is not None
             else None
         )
-        if geometry is not None and not np.isnan(geometry).any() and self._mean_s() < SUBJECT_MEAN_S:
-            self._mean_sum += geometry
-            self._mean_count += 1
         self._window.append(WindowFrame(frame.pts_s, embedding, crop.image is not None, geometry))
         # After a gap the buffer may hold old frames: a window is at most window_s long.
         while frame.pts_s - self._window[0].t_s >= self._pixels.window_s - EARLY_S:
@@ -202,14 +179,6 @@ class Predictor:
         if len(self._window) == 1:  # the first frame, also of another face or after a long gap
             self._since_s, self._display = frame.pts_s, DisplayState()
         return crop
-
-    def _reset_mean(self) -> None:
-        self._mean_sum = np.zeros(self.model.card.dims.get("geometry", 0))
-        self._mean_count = 0
-
-    def _mean_s(self) -> float:
-        """Seconds of frames in the subject mean."""
-        return self._mean_count / self._pixels.fps
 
     def _filled(self, t_s: float) -> float:
         """Share of the window that is filled since the last gap, 0..1.
@@ -254,9 +223,6 @@ class Predictor:
             novelty=self._novelty(),
             new_face=crop.is_new,
             signals=self._signals(),
-            subject_mean_s=self._mean_s()
-            if card.center == "subject" and "geometry" in card.dims
-            else math.nan,
         )
 
     def _novelty(self) -> float:

@@ -5,14 +5,13 @@
 Images are RGB uint8 (H, W, 3).
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from live.inference.predictor import SUBJECT_MEAN_S, Prediction
+from live.inference.predictor import Prediction
 from live.inference.state_machine import State
 from live.ui.drawing import FAINT, INK, PAPER, STATE_TEXTS, TRACK, Colour, colour_of, paint_text, text_width
 from live.ui.timeline import TimelinePoint, paint_timeline
@@ -89,15 +88,6 @@ def draw_boxes(image: np.ndarray, prediction: Prediction | None) -> np.ndarray:
     picture = image.copy()
     _boxes(picture, prediction, 1.0)
     return picture
-
-
-def subject_mean_text(prediction: Prediction) -> str:
-    """Progress of the subject mean; empty where the run subtracts no subject mean."""
-    if math.isnan(prediction.subject_mean_s):
-        return ""
-    if prediction.subject_mean_s >= SUBJECT_MEAN_S:
-        return "subject mean complete"
-    return f"subject mean: {prediction.subject_mean_s:.0f} of {SUBJECT_MEAN_S:.0f} s"
 
 
 def filled_text(prediction: Prediction) -> str:
@@ -179,7 +169,7 @@ def _footer(
     details = [f"{status.fps:.0f} fps"]
     if prediction is not None:
         details += [f"{prediction.latency_ms:.0f} ms", f"face in {prediction.coverage:.0%} of the window"]
-        details += [line for line in (filled_text(prediction), subject_mean_text(prediction)) if line]
+        details += [filled_text(prediction)] if filled_text(prediction) else []
     if status.personal:
         details.append(f"calibrated: {status.personal}")
     if prediction is not None and prediction.others:

@@ -38,7 +38,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from features.cli import UserError
 from live.session import Session
 from live.ui.drawing import Colour, colour_of
-from live.ui.overlay import RECORDING_TEXTS, filled_text, headline, subject_mean_text
+from live.ui.overlay import RECORDING_TEXTS, filled_text, headline
 from live.ui.timeline import TimelinePoint, row_s
 from seqmodel.runs.training_stats import level_of
 
@@ -283,7 +283,6 @@ def snapshot(session: Session) -> dict[str, Any]:
             "coverage": round(last.coverage, 3),
             "latency_ms": round(last.latency_ms, 1),
             "filled": filled_text(last),
-            "subject_mean": subject_mean_text(last),
         }
         if session.shows_signals and session.absent is None:
             state_fields["signals"] = {name: round(value, 3) for name, value in last.signals.items()}

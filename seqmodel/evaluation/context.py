@@ -17,7 +17,6 @@ from seqmodel.evaluation.baselines import identity, majority, simple_baselines
 from seqmodel.evaluation.evaluator import Baseline
 from seqmodel.evaluation.permutation_importance import ImportanceScore
 from seqmodel.evaluation.simple_methods import principal_components, stream_statistics
-from seqmodel.heads.centering import with_centering
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.metrics.classification import class_frequencies
 from seqmodel.metrics.predictions import Predictions, make_predictions
@@ -239,10 +238,7 @@ def _statistics(
             training.store.recipe, context.store.recipe, [part]
         ):
             given = ((training.store, training.rows), (context.store, context.eval_subset.rows[measured]))
-            train, evaluated = (
-                with_centering(load_samples(store, card.labelling, rows, stream), card.center, store)
-                for store, rows in given
-            )
+            train, evaluated = (load_samples(store, card.labelling, rows, stream) for store, rows in given)
             components = principal_components(train, seed)
             for statistics, samples in zip(found, (train, evaluated), strict=True):
                 statistics.update(stream_statistics(samples, components))

@@ -44,7 +44,6 @@ from seqmodel.evaluation.permutation_importance import (
     subsample_indices,
 )
 from seqmodel.evaluation.simple_methods import principal_components, stream_statistics
-from seqmodel.heads.centering import with_centering
 from seqmodel.heads.ensemble import Ensemble
 from seqmodel.metrics.calibration import (
     Decision,
@@ -229,7 +228,6 @@ def samples_of(context: EvalContext, card: Card) -> tuple[Samples, Samples, np.n
     all_samples = load_samples(
         context.store, card.labelling, rows, "both" if len(streams) > 1 else streams[0]
     )
-    all_samples = with_centering(all_samples, card.center, context.store)
     all_samples = replace(all_samples, labels=context.eval_subset.labels)
     x, valid = ({name: arrays[name] for name in card.dims} for arrays in (all_samples.x, all_samples.valid))
     seen = np.any([np.asarray(mask).any(axis=1) for mask in valid.values()], axis=0)

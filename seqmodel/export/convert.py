@@ -37,12 +37,11 @@ class FlatHead(nn.Module):
 
 
 def metadata_of(card: Card) -> dict[str, str]:
-    """Metadata of each model file: recipe, labels, task, centering, calibration and input format."""
+    """Metadata of each model file: recipe, labels, task, calibration and input format."""
     return {
         "recipe": json.dumps(to_json(card.recipe), ensure_ascii=False),
         "labels": json.dumps(list(card.labelling.names), ensure_ascii=False),
         "task": card.labelling.task,
-        "center": card.center,
         "calibration": json.dumps(card_to_json(card)["calibration"]),
         "input": "uint8 RGB crops (1, H, W, 3); normalisation is included; embeddings are rounded to float16",
     }

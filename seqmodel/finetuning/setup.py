@@ -96,11 +96,6 @@ def open_setup(args: FinetuneArgs) -> FinetuneSetup:
         raise UserError(f"{args.run} was trained on imported features: it has no encoder to train")
     if not any(member.stream == "embeddings" and member.head.kind != "trees" for member in card.members):
         raise UserError(f"{args.run} has no recurrent member that reads embeddings: no encoder to train")
-    if card.center != "none":
-        raise UserError(
-            f"{args.run} was trained with --center {card.center}, which finetune does not support: train it "
-            "with --center none"
-        )
     path = args.store or Path(card.store)
     store = FeatureStore.open(path)
     parts: list[Part] = ["pixels", *(["geometry"] if "geometry" in card.dims else [])]  # type: ignore[list-item]

@@ -1,1 +1,1 @@
-"""Heads: networks from a window of features to logits, and centering of geometry."""
+"""Heads: networks from a window of features to logits."""

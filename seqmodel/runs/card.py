@@ -59,8 +59,6 @@ class Card:
     """Where the training data come from, as the store said."""
     design: StudyDesign = StudyDesign()
     """What is held out, and whether there is a test subset."""
-    center: str = "none"
-    """What is subtracted from the geometry stream: none, window or subject."""
     stages: tuple[dict[str, Any], ...] = ()
     """One entry per stage (training, fine-tuning, calibration), with its validation score and whether it was
     kept."""

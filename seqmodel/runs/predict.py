@@ -23,7 +23,6 @@ from features.labels import Labelling, class_indices
 from features.recipe import Part, differences, require_equal
 from features.store.store import FeatureStore
 from features.store.table import ClipTable, groups_of
-from seqmodel.heads.centering import STREAM, subtract_mean, with_centering
 from seqmodel.heads.ensemble import Ensemble, build_ensemble
 from seqmodel.metrics.predictions import Predictions
 from seqmodel.runs.card import Card
@@ -153,8 +152,7 @@ def open_inputs(
     if "embeddings" in card.dims:
         parts.append("encoder")
     require_equal(card.recipe, store.recipe, parts, where=where)
-    samples = load_samples(store, labelling, rows, inputs_of(card))
-    return model, with_centering(samples, card.center, store)
+    return model, load_samples(store, labelling, rows, inputs_of(card))
 
 
 def load_ensemble(card: Card, weights: Mapping[str, torch.Tensor]) -> Ensemble:
@@ -217,8 +215,7 @@ def prefix_logits(
     """((n, T, O) float32, (n, T) bool): logits of the prefix of the window that ends at each frame, and which
     frames are valid in any stream. A clip that the run learned from is predicted by the heads of its fold.
 
-    As in live, --center window subtracts the mean of the frames so far. track: gives the indices of the clips
-    one by one, and may show the progress.
+    track: gives the indices of the clips one by one, and may show the progress.
     """
     model, samples = open_inputs(run, card, store, labelling, rows)
     folds = held_out_folds(run, store, rows)
@@ -226,18 +223,12 @@ def prefix_logits(
     found, seen = [], []
     for index in track(range(len(rows))):
         x, valid, _ = samples.batch(np.array([index]))
-        is_own = card.center == "window" or not samples.subjects[index]
         parts = []
         with torch.inference_mode():
             streams, masks = to_tensors(x), to_tensors(valid)
             length = next(iter(masks.values())).shape[1]
             for until in torch.ones(length, length, dtype=torch.bool).tril().split(PREFIXES_AT_ONCE):
                 repeated = {name: values.expand(len(until), -1, -1) for name, values in streams.items()}
-                if card.center != "none" and is_own and STREAM in x:
-                    # The mean of the whole window is subtracted already; here the rest of each prefix's mean.
-                    whole, measured = np.asarray(x[STREAM][0]), np.asarray(valid[STREAM][0])
-                    prefixes = [subtract_mean(whole, measured & mask) for mask in until.numpy()]
-                    repeated[STREAM] = torch.from_numpy(np.stack(prefixes))
                 head = heads[int(folds[index])]
                 parts.append(head(repeated, {name: mask & until for name, mask in masks.items()}).float())
         found.append(torch.cat(parts).numpy())

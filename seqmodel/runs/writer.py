@@ -123,7 +123,6 @@ def write_run(
     seed: int,
     stage: Mapping[str, Any],
     warnings: Sequence[str] = (),
-    center: str = "none",
     settings: Sequence[MemberConfig] = (),
 ) -> Card:
     """Write a self-contained run directory for a trained model.
@@ -154,7 +153,6 @@ def write_run(
         _card(learning_task, model, seed),
         calibration=_calibration(learning_task, model),
         member_scores=tuple(member_scores),
-        center=center,
         stages=({"stage": "head", "val_score": value, "kept": True} | dict(stage),),
         warnings=tuple(dict.fromkeys(all_warnings)),
     )

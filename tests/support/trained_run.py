@@ -16,7 +16,6 @@ from features.store.table import groups_of
 from seqmodel.config import HeadConfig, MemberConfig, TrainConfig
 from seqmodel.evaluation.baselines import identity, majority
 from seqmodel.evaluation.evaluator import EvaluationResult, evaluate_predictions
-from seqmodel.heads.centering import with_centering
 from seqmodel.metrics.calibration import Calibration, fit_calibration
 from seqmodel.metrics.predictions import make_predictions
 from seqmodel.runs.card import Card, save_card, versions
@@ -114,7 +113,6 @@ def make_run(
     epochs: int = 5,
     seed: int = 0,
     inputs: Inputs = "embeddings",
-    center: str = "none",
 ) -> Card:
     """Train a small head on the store and write its run directory."""
     table = store.table()
@@ -123,7 +121,7 @@ def make_run(
     rows = np.flatnonzero((labels >= 0) & (table.state == 1))
     split = make_split(table, rows, labels[rows], seed=seed)
     learned = np.concatenate([split.train, split.val])
-    samples = with_centering(load_samples(store, labelling, learned, inputs), center, store)
+    samples = load_samples(store, labelling, learned, inputs)
     groups, in_val = groups_of(table, learned), np.isin(learned, split.val)
     fold_inputs = FoldInputs(samples, assign_folds(samples.labels, groups, seed, in_val))
     objective = Objective(labelling.task, len(labelling.names), "auto")
@@ -144,7 +142,6 @@ def make_run(
         members=tuple(members),
         num_folds=model.ensemble.num_folds,
         dims=model.ensemble.dims,
-        center=center,
         store=str(store.path),
         store_fingerprint=store.fingerprint(),
         data_statement=store.data_statement,

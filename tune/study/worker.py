@@ -11,7 +11,6 @@ import torch
 
 from features.cli import STOPS, log_error
 from features.files import has_parent
-from seqmodel.heads.centering import with_centering
 from seqmodel.runs.writer import resolve_device
 from seqmodel.training.cross_fit import FoldInputs, Objective
 from seqmodel.training.task import (
@@ -61,7 +60,7 @@ def set_up(
         design=args.design,
         known_pairs=known_pairs,
     )
-    samples = with_centering(load_learning(learning_task), args.center, learning_task.store)
+    samples = load_learning(learning_task)
     clips = learning_clips(learning_task, args.seed)
     inputs = FoldInputs(samples, clips.folds)
     task = learning_task.labelling.task

@@ -14,7 +14,6 @@ from live.ui.overlay import (
     draw,
     draw_boxes,
     filled_text,
-    subject_mean_text,
     timeline_point,
     value_text,
 )
@@ -120,22 +119,13 @@ def test_line_of_keys_fits_at_any_size(monkeypatch: pytest.MonkeyPatch, shape: t
     assert not changed[-1].any()
 
 
-def test_filled_window_and_subject_mean_are_shown() -> None:
-    """Also in state ok, until the window is full and the subject mean is complete."""
+def test_filled_window_is_shown() -> None:
+    """Also in state ok, until the window is full."""
     image = np.zeros((480, 900, 3), np.uint8)
     assert filled_text(prediction(filled=0.6)) == "window 60% full"
     assert filled_text(prediction(filled=1.0)) == ""
-    assert subject_mean_text(prediction(subject_mean_s=12.0)) == "subject mean: 12 of 60 s"
-    assert subject_mean_text(prediction(subject_mean_s=60.0)) == "subject mean complete"
-    assert subject_mean_text(prediction()) == ""
-    predictions = [
-        prediction(),
-        prediction(filled=0.6),
-        prediction(subject_mean_s=12.0),
-        prediction(subject_mean_s=60.0),
-    ]
-    panels = {draw(image, p, [], Status())[480:].tobytes() for p in predictions}
-    assert len(panels) == 4
+    panels = [draw(image, prediction(filled=f), [], Status())[480:].tobytes() for f in (0.6, 1.0)]
+    assert panels[0] != panels[1]
 
 
 @pytest.mark.parametrize(

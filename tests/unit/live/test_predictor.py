@@ -16,7 +16,6 @@ from live.inference.model import LiveModel, open_model
 from live.inference.predictor import Prediction, Predictor
 from live.inference.state_machine import StateRule
 from live.output.log_reader import read_log
-from seqmodel.runs.card import load_card, save_card
 from tests.support.clips import write_video
 from tests.support.small_run import write_run
 
@@ -246,37 +245,6 @@ def test_signals_are_those_of_the_reports(both: Path, portrait: np.ndarray) -> N
     wanted = strongest_signals(x["geometry"][5:6], FEATURES)
     assert prediction.signals == {name: float(values[0]) for name, values in wanted.items()}
     assert 0.3 < prediction.signals["eyes open"] <= 1
-
-
-def test_subject_mean_is_computed_from_the_first_minute(
-    tmp_path: Path, detector_path: Path, landmarker_path: Path, portrait: np.ndarray
-) -> None:
-    """It uses frames with geometry and is fixed after a minute. A gap or a long time without a face resets
-    it, a short one does not. Other runs have none."""
-    run = write_run(tmp_path / "run", detector_path, landmarker=landmarker_path, inputs=("geometry",))
-    predictor = Predictor(open_model(run))
-    assert np.isnan(push_all(predictor, still(portrait, 3, 1))[-1].subject_mean_s)
-    predictor.close()
-    save_card(run, replace(load_card(run), center="subject"))
-    predictor = Predictor(open_model(run))
-    mirrored = np.ascontiguousarray(portrait[:, ::-1])
-    first = push_all(predictor, still(portrait, 3, 60))
-    assert [p.subject_mean_s for p in first[:3]] == pytest.approx([1 / 3, 2 / 3, 1.0])
-    learned = predictor._mean_sum / predictor._mean_count
-    later = push_all(predictor, still(mirrored, 3, 5, start_s=60.0))
-    assert {p.subject_mean_s for p in later} == {first[-1].subject_mean_s} == {60.0}
-    assert np.array_equal(predictor._mean_sum / predictor._mean_count, learned)
-    black = np.zeros_like(portrait)
-    for away_s, known_s in ((25.0, 60.0), (31.0, 1 / 3)):  # three windows are thirty seconds
-        last_s = predictor._window[-1].t_s
-        push_all(predictor, still(black, 3, away_s, start_s=last_s + 1 / 3))
-        back = push_all(predictor, still(portrait, 3, 1 / 3, start_s=last_s + away_s + 1 / 3))
-        assert back[-1].subject_mean_s == pytest.approx(known_s)
-    predictor.reset(200.0)
-    assert push_all(predictor, still(portrait, 3, 1 / 3, start_s=200.0))[-1].subject_mean_s == pytest.approx(
-        1 / 3
-    )
-    predictor.close()
 
 
 def test_run_without_its_detector_is_refused(tmp_path: Path, detector_path: Path) -> None:

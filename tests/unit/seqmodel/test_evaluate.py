@@ -268,27 +268,22 @@ def test_too_few_clips_for_umap_warn_and_the_report_is_written(tmp_path, capsys)
     assert not (tmp_path / "run/val/plots/umap_label.png").exists()
 
 
-def test_every_stream_of_the_store_has_its_baseline_as_the_run_reads_it(tmp_path):
-    """A run that reads one stream has baselines on both; the geometry is centered by subject, as the run's
-    card says."""
+def test_every_stream_of_the_store_has_its_baseline(tmp_path):
+    """A run that reads one stream has baselines on both."""
     from seqmodel.commands.evaluate import open_split
     from seqmodel.evaluation.context import fit_baselines, predict, training_clips
     from seqmodel.metrics.classification import score
 
     store = make_store(tmp_path / "s.zarr", signal=0.5, recipe=WITH_GEOMETRY)
-    found = {}
-    for baseline in ("none", "subject"):
-        make_run(tmp_path / baseline, store, epochs=1, center=baseline)
-        context = open_split(EvaluateArgs(run=tmp_path / baseline))
-        fitted = fit_baselines(context, predict(context), training_clips(context), seed=0)
-        found[baseline] = {
-            stick.name: score("auroc", context.eval_subset.labels, stick.probabilities) for stick in fitted
-        }
+    make_run(tmp_path / "run", store, epochs=1)
+    context = open_split(EvaluateArgs(run=tmp_path / "run"))
+    found = {
+        each.name: score("auroc", context.eval_subset.labels, each.probabilities)
+        for each in fit_baselines(context, predict(context), training_clips(context), seed=0)
+    }
     fitted = {f"logistic_{inputs}" for inputs in ("embeddings", "geometry", "both")}
-    assert set(found["none"]) == {"majority", "identity"} | fitted
-    assert found["subject"]["logistic_embeddings"] == found["none"]["logistic_embeddings"]
-    # Neutral faces of subjects differ by more than the classes do.
-    assert found["subject"]["logistic_geometry"] > found["none"]["logistic_geometry"] + 0.05
+    assert set(found) == {"majority", "identity"} | fitted
+    assert min(found[name] for name in fitted) > 0.5
 
 
 def test_imported_frame_with_a_missing_feature_counts_as_no_face(tmp_path):

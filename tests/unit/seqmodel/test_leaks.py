@@ -139,7 +139,7 @@ def test_training_reads_nothing_of_test_people(
     assert fitted(runs[0]) == fitted(runs[1])
 
 
-@pytest.mark.parametrize("how", [[], ["--single"], ["--inputs", "geometry", "--center", "subject"]])
+@pytest.mark.parametrize("how", [[], ["--single"]])
 def test_a_search_reads_nothing_of_test_people(
     stores: tuple[Path, Path],
     tmp_path: Path,

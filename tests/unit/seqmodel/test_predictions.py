@@ -16,7 +16,6 @@ from seqmodel.commands.train import train
 from seqmodel.config import HeadConfig, MemberConfig, TrainArgs, TrainConfig
 from seqmodel.encoders.backbone import build_encoder
 from seqmodel.finetuning.network import CnnLstm
-from seqmodel.heads.centering import subject_means, subtract_mean
 from seqmodel.heads.ensemble import Ensemble
 from seqmodel.heads.recurrent import build_head
 from seqmodel.runs import predict, training_stats
@@ -115,9 +114,8 @@ def test_last_prefix_logit_equals_the_full_window(finetuned):
     assert seen[3].tolist() == [True, False, False]
 
 
-@pytest.mark.parametrize("baseline", ["none", "window", "subject"])
-def test_prefix_logit_does_not_depend_on_later_frames(tmp_path: Path, baseline: str) -> None:
-    """Each logit equals that of a window that ends there, with its own mean, as with a camera."""
+def test_prefix_logit_does_not_depend_on_later_frames(tmp_path: Path) -> None:
+    """Each logit equals that of a window that ends there, as with a camera."""
     store = write_store(tmp_path / "s.zarr")
     head = Ensemble([[build_head(HEAD, "geometry", G, 1, seed=0)]], "binary")
     card = Card(
@@ -133,20 +131,16 @@ def test_prefix_logit_does_not_depend_on_later_frames(tmp_path: Path, baseline: 
         seed=0,
         metric="auroc",
         training_class_frequencies=(0.5, 0.5),
-        center=baseline,
     )
     save_weights(tmp_path, head.state_dict(), None)
     save_card(tmp_path, card)
     rows = np.arange(4)
     growing, _ = prefix_logits(tmp_path, card, store, LABELLING, rows)
     x, valid = store.read_stream("geometry", rows)
-    rests = subject_means(store) if baseline == "subject" else {}
     for row in rows:
         for t in range(T):
             seen = valid[row] & (np.arange(T) <= t)
             values = np.where(seen[:, None], x[row], 0)
-            if baseline != "none":
-                values = subtract_mean(values, seen, rests.get(str(store.table().subject[row])))
             with torch.inference_mode():
                 logits = head.eval()(
                     {"geometry": torch.from_numpy(values[None])}, {"geometry": torch.from_numpy(seen[None])}
@@ -154,11 +148,10 @@ def test_prefix_logit_does_not_depend_on_later_frames(tmp_path: Path, baseline: 
             np.testing.assert_allclose(growing[row, t], logits[0].numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("baseline", ["none", "window"])
-def test_prefix_logits_in_chunks_are_the_same(tmp_path, monkeypatch, baseline):
+def test_prefix_logits_in_chunks_are_the_same(tmp_path, monkeypatch):
     """Memory then grows with the length of the window and not with its square."""
     store = make_store(tmp_path / "s.zarr", num_subjects=8, recipe=WITH_GEOMETRY)
-    card = make_run(tmp_path / "run", store, epochs=1, inputs="both", center=baseline)
+    card = make_run(tmp_path / "run", store, epochs=1, inputs="both")
     sizes, forward = [], Ensemble.forward
 
     def counted(self, x, valid):

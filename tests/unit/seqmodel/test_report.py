@@ -106,8 +106,8 @@ def test_html_ids_are_unique(run):
 def test_run_with_geometry_shows_permutation_importance_and_signals(tmp_path, monkeypatch):
     methods = {"logistic": "Logistic regression", "trees": "Extra trees"}
     monkeypatch.setattr(baselines, "METHODS", methods)
-    store = make_store(tmp_path / "s.zarr", signal=0.4, num_subjects=30, recipe=WITH_GEOMETRY)
-    make_run(tmp_path / "run", store, epochs=8, inputs="geometry", center="subject")
+    store = make_store(tmp_path / "s.zarr", signal=2.0, num_subjects=30, recipe=WITH_GEOMETRY)
+    make_run(tmp_path / "run", store, epochs=8, inputs="geometry")
     assert main(["evaluate", "--run", str(tmp_path / "run"), "--bootstrap-rounds", "50"]) == 0
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     assert 'id="importance-figure_1"' in page

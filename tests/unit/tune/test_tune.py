@@ -477,15 +477,6 @@ def test_a_run_that_reads_no_embeddings_is_not_fine_tuned(
     assert "no encoder to fine-tune" in capsys.readouterr().err
 
 
-def test_centering_needs_geometry_and_no_fine_tuning(tmp_path: Path) -> None:
-    store = Path(write_store(tmp_path / "s.zarr", 64, crops=True).path)
-    with pytest.raises(ValueError, match="--center window needs the geometry stream"):
-        tune(args_for(store, tmp_path / "a", inputs="embeddings", center="window"))
-    with pytest.raises(ValueError, match="--finetune and --center cannot be combined"):
-        tune(args_for(store, tmp_path / "a", center="window", finetune=True))
-    assert not (tmp_path / "a").exists()
-
-
 # Output of a search
 
 
