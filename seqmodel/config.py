@@ -83,6 +83,11 @@ class MemberConfig:
     head: HeadConfig = HeadConfig()
     train: TrainConfig = TrainConfig()
 
+    @property
+    def family(self) -> str:
+        """Stream and kind of head; an ensemble has at most one member of each family."""
+        return f"{self.stream} {'trees' if self.head.kind == 'trees' else 'recurrent'}"
+
 
 @dataclass(frozen=True)
 class FinetuneConfig:

@@ -12,7 +12,7 @@ from features.cli import UserError, echo, progress
 from features.cpu import usable_cores
 from seqmodel.runs.writer import TrainedModel
 from seqmodel.training.cross_fit import CrossFit, cross_fit
-from seqmodel.training.select import family_of, select_members
+from seqmodel.training.select import OutOfFoldScore, earliest_as_good, select_members
 from tune.config import TuneArgs
 from tune.search_space import member_config_of
 from tune.study.worker import SearchContext
@@ -27,37 +27,25 @@ class Finalist:
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The best complete trial of each family, best first; of equal scores the lower loss, then the earlier.
+    """One complete trial of each family (`earliest_as_good`), best first.
 
     Raises UserError if no trial is complete.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if not complete:
         raise UserError(f"study {study.study_name!r} has no complete trial; increase --trials")
-    ranked = sorted(complete, key=lambda t: (-_value(t), t.user_attrs.get("val_loss", 0.0), t.number))
     families: dict[str, list[FrozenTrial]] = {}
-    for trial in ranked:
+    for trial in sorted(complete, key=lambda trial: trial.number):
         families.setdefault(str(trial.user_attrs.get("family", "")), []).append(trial)
-    return [_earliest_as_good(family) for family in families.values()]
+    chosen = [trials[earliest_as_good(list(map(_score, trials)))] for trials in families.values()]
+    return sorted(chosen, key=lambda trial: -_score(trial).score)
 
 
-def _earliest_as_good(ranked: list[FrozenTrial]) -> FrozenTrial:
-    """The earliest trial that is worse than the best by at most one standard error of the difference over
-    folds (Breiman et al. 1984): the best of many scores is partly luck, and starting points come first."""
-    best = np.array(ranked[0].user_attrs["val_curve"], float)
-    for trial in sorted(ranked, key=lambda trial: trial.number):
-        curve = np.array(trial.user_attrs["val_curve"], float)
-        if "fold" not in trial.user_attrs.get("curve_of", "") or len(curve) != len(best) or len(best) < 3:
-            break
-        difference = best - curve
-        if np.nanmean(difference) <= np.nanstd(difference, ddof=1) / np.sqrt(len(best)):
-            return trial
-    return ranked[0]
-
-
-def _value(trial: FrozenTrial) -> float:
-    """The score of a complete trial; one without a defined score is the worst."""
-    return trial.value if trial.value is not None and np.isfinite(trial.value) else -np.inf
+def _score(trial: FrozenTrial) -> OutOfFoldScore:
+    value, found = trial.value, trial.user_attrs
+    curve = found.get("val_curve", ()) if found.get("curve_of") == "folds" else ()
+    score = value if value is not None and np.isfinite(value) else -np.inf
+    return OutOfFoldScore(score, found.get("val_loss", 0.0), tuple(curve))
 
 
 def fit_finalists(
@@ -78,7 +66,7 @@ def fit_finalists(
             )
     labels, clips = context.inputs.samples.labels, context.clips
     chosen = select_members(fits, labels, context.inputs.folds, context.objective)
-    tunable = [i for i, each in enumerate(fits) if family_of(each.config) == ("embeddings", False)]
+    tunable = [i for i, each in enumerate(fits) if each.config.family == "embeddings recurrent"]
     if args.finetune and tunable and not set(tunable) & set(chosen):
         echo(f"trial {trials[tunable[0]].number} is a member too: --finetune tunes the encoder under it")
         chosen = [tunable[0], *chosen] if args.single else [*chosen, tunable[0]]

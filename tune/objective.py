@@ -9,9 +9,10 @@ from optuna.trial import TrialState
 from scipy.stats import wilcoxon
 
 from seqmodel.heads.recurrent import num_outputs
-from seqmodel.metrics.calibration import Calibration, negative_log_likelihood, probabilities
+from seqmodel.metrics.calibration import probabilities
 from seqmodel.training.cross_fit import FoldInputs, Objective, fit_folds, fold_score
 from seqmodel.training.loop import Epoch, resolve_metric
+from seqmodel.training.select import out_of_fold_score
 from tune.search_space import Space, suggest
 
 NEVER_STOPPED = 2
@@ -40,11 +41,10 @@ def objective(
     KeyboardInterrupt if `is_alive` returns False (the parent process has ended).
     """
     config, started = suggest(trial, space), time.perf_counter()
-    family = f"{config.stream} {'trees' if config.head.kind == 'trees' else 'recurrent'}"
-    trial.set_user_attr("family", family)
+    trial.set_user_attr("family", config.family)
     trial.set_user_attr("curve_of", "epochs" if len(inputs.numbers) == 1 else "folds")
     prunes = prunes and "start" not in trial.user_attrs
-    complete = family_scores(trial.study, family) if prunes else []
+    complete = family_scores(trial.study, config.family) if prunes else []
     metric, one_fold = resolve_metric(goal.metric, goal.task), len(inputs.numbers) == 1
     curve: list[float] = []
 
@@ -71,17 +71,9 @@ def objective(
             if len(curve) < len(inputs.numbers):  # after the last fold, stopping saves nothing
                 stop_if_behind()
     note(trial, curve, started)
-    return score_of(trial, logits, inputs, goal)
-
-
-def score_of(trial: optuna.Trial, logits: np.ndarray, inputs: FoldInputs, goal: Objective) -> float:
-    """The score of (N, O) out-of-fold logits; stores their mean log loss, which decides between equals."""
-    known, labels = ~np.isnan(logits[:, 0]), inputs.samples.labels
-    loss = negative_log_likelihood(logits[known], labels[known], goal.task, Calibration())
-    trial.set_user_attr("val_loss", round(float(loss) / max(1, known.sum()), 5))
-    metric = resolve_metric(goal.metric, goal.task)
-    value = fold_score(probabilities(logits, goal.task), labels, inputs.folds, metric)
-    return value if np.isfinite(value) else UNDEFINED
+    found = out_of_fold_score(logits, inputs, goal)
+    trial.set_user_attr("val_loss", round(found.loss, 5))
+    return found.score if np.isfinite(found.score) else UNDEFINED
 
 
 def note(trial: optuna.Trial, curve: list[float], started: float) -> None:

@@ -1,7 +1,7 @@
 """The search space: hyperparameters of members and of their training, and the starting points of a study.
 
 The space is flat, because the sampler models all parameters jointly; trees use the number of components
-alone. Streams and cells take turns. The first point is always the seed project's settings.
+alone. Streams and cells take turns. One starting point has the seed project's settings.
 """
 
 import dataclasses
@@ -77,22 +77,23 @@ def point_of(space: Space, stream: str, **changes: Any) -> dict[str, Any]:
 def starting_points(space: Space) -> tuple[dict[str, Any], ...]:
     """The starting points of every study.
 
-    First the seed project's settings (it read embeddings; without its early stopping, and with at most 64
-    components in place of its projection). Then for each stream trees, and heads with little and with much
-    noise, which do well on few and on many components (docs/log.md).
+    For each stream heads with little and with much noise, which do well on many and on few components
+    (docs/log.md), and trees. Of trials that are about as good the earliest is chosen, so these come in the
+    order in which they are preferred; the last one has the seed project's settings (it read embeddings;
+    without its early stopping, and with at most 64 components in place of its projection).
     """
     first = "embeddings" if "embeddings" in space.streams else space.streams[0]
     seed = point_of(space, first, components=64, hidden=128, pooling="mean", statistics=False, lr=1e-3)
     seed |= {} if space.many else {"batch_size": 8}
-    points = [seed]
+    points = []
     for stream in space.streams:
         many, few = (64, 32) if stream == "geometry" else (32, 16)
         points += [
-            point_of(space, stream, kind="trees", components=64 if stream == "geometry" else 16),
             point_of(space, stream, components=many, noise=0.3),
+            point_of(space, stream, kind="trees", components=64 if stream == "geometry" else 16),
             point_of(space, stream, components=few, kind="gru", noise=1.0),
         ]
-    return tuple(points)
+    return (*points, seed)
 
 
 def turn_of(number: int, space: Space) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from seqmodel.runs.writer import (
     rounded,
     write_run,
 )
-from seqmodel.training.cross_fit import FoldInputs, Objective, cross_fit
+from seqmodel.training.cross_fit import FoldInputs, Objective
+from seqmodel.training.select import fit_ensemble
 from seqmodel.training.task import LearningClips, LearningTask, build_task, learning_clips, load_learning
 
 
@@ -71,20 +72,17 @@ def train(args: TrainArgs) -> tuple[dict[str, Any], int]:
 def fit_members(
     args: TrainArgs, learning_task: LearningTask, inputs: FoldInputs, clips: LearningClips, device: str
 ) -> TrainedModel:
-    """One member for each stream, as the options define it."""
+    """A member for each stream, as the options define it; a stream that is far behind is left out."""
     task = learning_task.labelling.task
     objective = Objective(task, learning_task.num_classes, args.metric)
     head = complete_head(args.head, task)
     configs = [MemberConfig(stream, head, args.train) for stream in streams_of(learning_task.inputs)]
     with progress("epochs") as bar:
         row = bar.add_task("training", total=args.train.epochs * len(inputs.numbers) * len(configs))
-        members = [
-            cross_fit(
-                inputs, config, objective, seed=args.seed, device=device, on_epoch=lambda _: bar.advance(row)
-            )
-            for config in configs
-        ]
-    return TrainedModel(tuple(members), clips, objective)
+        members = fit_ensemble(
+            inputs, configs, objective, seed=args.seed, device=device, on_epoch=lambda _: bar.advance(row)
+        )
+    return TrainedModel(members, clips, objective)
 
 
 def print_task(learning_task: LearningTask) -> None:

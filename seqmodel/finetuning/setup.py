@@ -94,7 +94,7 @@ def open_setup(args: FinetuneArgs) -> FinetuneSetup:
     card = load_card(args.run)
     if card.recipe.pixels is None:
         raise UserError(f"{args.run} was trained on imported features: it has no encoder to train")
-    if not any(member.stream == "embeddings" and member.head.kind != "trees" for member in card.members):
+    if all(member.family != "embeddings recurrent" for member in card.members):
         raise UserError(f"{args.run} has no recurrent member that reads embeddings: no encoder to train")
     path = args.store or Path(card.store)
     store = FeatureStore.open(path)
@@ -230,11 +230,7 @@ def start_of(setup: FinetuneSetup) -> str:
 
 def member_to_tune(card: Card) -> int:
     """Index of the first recurrent member that reads embeddings: the encoder is tuned under its head."""
-    return next(
-        index
-        for index, member in enumerate(card.members)
-        if member.stream == "embeddings" and member.head.kind != "trees"
-    )
+    return next(index for index, member in enumerate(card.members) if member.family == "embeddings recurrent")
 
 
 def _open_caches(setup: FinetuneSetup, args: FinetuneArgs, crop_px: int) -> list[ActivationCache]:

@@ -1,20 +1,58 @@
 """Choice of the members of an ensemble among the best candidate of each family."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from seqmodel.config import MemberConfig
-from seqmodel.metrics.calibration import probabilities
+from seqmodel.metrics.calibration import Calibration, negative_log_likelihood, probabilities
 from seqmodel.training.cross_fit import CrossFit, FoldInputs, Objective, cross_fit, fold_score
-from seqmodel.training.loop import resolve_metric
+from seqmodel.training.loop import Epoch, resolve_metric
 
 MIN_SHARE = 0.75
 """Smallest share of the best candidate's score above chance. On six made-up data sets a mean of all four
 families was better than smaller choices by out-of-fold scores (docs/log.md); this value keeps nearly all of
 them there. It was not tuned, and on real faces not measured."""
 MAX_MEMBERS = 4
+
+
+@dataclass(frozen=True)
+class OutOfFoldScore:
+    """How a configuration did out of fold."""
+
+    score: float
+    loss: float
+    """Mean log loss; of equal scores the lower loss is better."""
+    by_fold: tuple[float, ...] = ()
+    """The score of each fold; NaN where a fold has one class alone."""
+
+
+def out_of_fold_score(logits: np.ndarray, inputs: FoldInputs, objective: Objective) -> OutOfFoldScore:
+    """The score of out-of-fold logits (N, O), NaN without a prediction."""
+    metric, task = resolve_metric(objective.metric, objective.task), objective.task
+    labels, known = inputs.samples.labels, ~np.isnan(logits[:, 0])
+    loss = negative_log_likelihood(logits[known], labels[known], task, Calibration()) / max(1, known.sum())
+    p = probabilities(logits, task)
+    parts = [inputs.folds == number for number in inputs.numbers]
+    by_fold = tuple(fold_score(p[part], labels[part], inputs.folds[part], metric) for part in parts)
+    return OutOfFoldScore(fold_score(p, labels, inputs.folds, metric), float(loss), by_fold)
+
+
+def earliest_as_good(scores: Sequence[OutOfFoldScore]) -> int:
+    """Index of the earliest one that is worse than the best by at most one standard error of the difference
+    over folds (Breiman et al. 1984): the best of many scores is partly luck, and starting points come first.
+    The best one if fewer than three folds can be compared."""
+    values = [each.score if np.isfinite(each.score) else -np.inf for each in scores]
+    best = min(range(len(scores)), key=lambda i: (-values[i], scores[i].loss, i))
+    for index, each in enumerate(scores):
+        if len(each.by_fold) == len(scores[best].by_fold) >= 3:
+            difference = np.subtract(scores[best].by_fold, each.by_fold)
+            difference = difference[np.isfinite(difference)]
+            error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) >= 3 else -np.inf
+            if len(difference) and difference.mean() <= error:
+                return index
+    return best
 
 
 def fit_ensemble(
@@ -24,28 +62,24 @@ def fit_ensemble(
     *,
     seed: int,
     device: str = "cpu",
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_fit: Callable[[], None] = lambda: None,
 ) -> tuple[CrossFit, ...]:
-    """Cross-fit each configuration, and choose the members among the best of each family.
+    """Cross-fit each configuration, and choose the members among one of each family (`earliest_as_good`).
 
     on_fit: called after each configuration.
     """
-    metric, best = resolve_metric(objective.metric, objective.task), dict[Any, tuple[float, CrossFit]]()
+    families: dict[str, list[CrossFit]] = {}
     for config in configs:
-        found = cross_fit(inputs, config, objective, seed=seed, device=device)
-        p = probabilities(found.logits, objective.task)
-        value = fold_score(p, inputs.samples.labels, inputs.folds, metric)
-        if family_of(config) not in best or value > best[family_of(config)][0]:
-            best[family_of(config)] = value, found
+        found = cross_fit(inputs, config, objective, seed=seed, device=device, on_epoch=on_epoch)
+        families.setdefault(config.family, []).append(found)
         on_fit()
-    candidates = [found for _, found in best.values()]
+    candidates = []
+    for fits in families.values():
+        scores = [out_of_fold_score(each.logits, inputs, objective) for each in fits]
+        candidates.append(fits[earliest_as_good(scores)])
     chosen = select_members(candidates, inputs.samples.labels, inputs.folds, objective)
     return tuple(candidates[index] for index in chosen)
-
-
-def family_of(config: MemberConfig) -> tuple[str, bool]:
-    """Family of a configuration: its stream, and whether it is a forest."""
-    return config.stream, config.head.kind == "trees"
 
 
 def select_members(

@@ -41,7 +41,7 @@ from seqmodel.training.select import fit_ensemble
 from tests.bench import reference
 from tune.config import TuneArgs
 from tune.run import tune
-from tune.search_space import Space, member_config_of, starting_points
+from tune.search_space import EPOCHS, MANY_CLIPS, Space, member_config_of, starting_points
 
 FOLDER = Path(os.environ.get("BENCH_FOLDER", "bench-accuracy"))
 SEEDS = [int(seed) for seed in os.environ.get("BENCH_SEEDS", "0,1,2,3,4,5,6,7,8,9").split(",")]
@@ -218,7 +218,8 @@ def held_out(
     samples: Samples, folds: list[tuple[np.ndarray, np.ndarray]], objective: Objective
 ) -> np.ndarray:
     """(N, C) probabilities of every clip by a model that was made without its fold."""
-    space = Space(objective.task, tuple(samples.x), 30, len(samples) >= 1000)
+    many = len(samples) >= MANY_CLIPS
+    space = Space(objective.task, tuple(samples.x), EPOCHS[many], many)
     settings = [member_config_of(point, space) for point in starting_points(space)]
     p = np.zeros((len(samples), objective.num_classes))
     for train, test in folds:
