@@ -28,7 +28,7 @@ class TuneArgs:
     label: LabelArgs = LabelArgs()
     inputs: Inputs | None = None
     """Streams to use; default: the search chooses among the streams of the store."""
-    trials: int = 20
+    trials: int = 12
     """Number of trials of the study in total, over all workers and earlier calls."""
     workers: int = 2
     """Number of worker processes on this machine; they share its cores."""

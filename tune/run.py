@@ -122,7 +122,7 @@ def spec_of(args: TuneArgs, context: SearchContext, metric: str) -> StudySpec:
     name = args.study or (args.out.name if args.storage else f"{args.label.label}: {labels} by {metric}")
     storage = args.storage or str(args.out / STUDY)
     args.out.mkdir(parents=True, exist_ok=True)
-    turns = tuple(turn_of(number, context.space) for number in range(2 * len(context.space.streams)))
+    turns = tuple(turn_of(number, context.space) for number in range(len(context.space.streams)))
     return StudySpec(storage, name, args.trials, args.seed, turns)
 
 

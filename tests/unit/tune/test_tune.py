@@ -202,11 +202,10 @@ def test_of_two_searches_that_end_together_one_writes_the_run(
 
 
 def test_starting_points_come_first_and_are_never_stopped(searched: tuple[Path, dict[str, Any]]) -> None:
-    """Then streams and cells take turns."""
     trials = trials_of(searched[0])
     assert [trial.params for trial in trials[:NUM_STARTS]] == list(starting_points(SPACE))
     assert {trial.state for trial in trials[:NUM_STARTS]} == {TrialState.COMPLETE}
-    assert [trial.params["kind"] for trial in trials[NUM_STARTS:]] == ["lstm", "gru"]
+    assert {trial.params["kind"] for trial in trials[NUM_STARTS:]} == {"lstm"}
 
 
 def test_single_writes_the_best_member_alone(started: Path, store: Path, tmp_path: Path) -> None:
