@@ -225,8 +225,8 @@ class EvaluateArgs:
     """Selective prediction: fraction of validation clips, nearest to the threshold, without a prediction.
     Saved in the run."""
     folds: str = ""
-    """Cross-validation by subject instead of a split: K folds, or loso (leave one subject out). Heads are
-    trained again in each fold."""
+    """Cross-validation by subject instead of a split: K folds, loso (leave one subject out), or column (the
+    folds that the manifest names, such as published ones). Heads are trained again in each fold."""
     label_map: tuple[str, ...] = ()
     """Map label names of another store to those of the run, as STORE_LABEL=RUN_LABEL."""
     seed: int = 0

@@ -119,7 +119,7 @@ def run_folds(
     all_samples, samples, reasons = samples_of(context, card)
     measured, subjects = reasons == "", samples.subjects
     grouped = replace(samples, subjects=fold_groups(context, samples, args.folds))
-    folds = split_folds(args.folds, labels, grouped.subjects, args.seed)
+    folds = split_folds(args.folds, labels, grouped.subjects, args.seed, context.table.fold[rows])
     # The same for all folds: the training frequencies of a fold are biased against its held-out clips.
     prior = class_frequencies(labels, len(card.labelling.names))
     results = fit_folds(card, settings, grouped, measured, folds, args.seed, folder, on_fit)
@@ -274,18 +274,40 @@ def group_importance(
     )
 
 
-def split_folds(folds: str, labels: np.ndarray, subjects: np.ndarray, seed: int) -> Folds:
-    """(training, held-out) indices of each fold, for `loso` or a number of folds. Raises UserError
+def split_folds(
+    folds: str, labels: np.ndarray, subjects: np.ndarray, seed: int, names: np.ndarray | None = None
+) -> Folds:
+    """(training, held-out) indices of each fold, for `loso`, a number of folds, or `column`. Raises UserError
     otherwise.
 
     subjects: (N,) str; with a number of folds, groups of clips that stay in one fold. Each '' is a group of
-    its own.
+    its own. names: (N,) str, the manifest's column `fold`.
     """
+    if folds == "column":
+        return _named_folds(np.full(len(labels), "") if names is None else names, subjects)
     if folds == "loso":
         return leave_one_subject_out(subjects)
     if not folds.isdigit():
-        raise UserError(f"--folds must be a number or loso, got {folds!r}")
+        raise UserError(f"--folds must be a number, loso or column, got {folds!r}")
     return grouped_folds(labels, subjects, int(folds), seed)
+
+
+def _named_folds(names: np.ndarray, groups: np.ndarray) -> Folds:
+    """The folds that the manifest names. Raises UserError if a clip has none, or a group is in two."""
+    known = np.unique(names).tolist()
+    if "" in known or len(known) < 2:
+        raise UserError(
+            "--folds column needs a column fold in the manifest with two folds or more, and one for every "
+            "labelled clip"
+        )
+    for group in np.unique(groups[groups != ""]).tolist():
+        found = np.unique(names[groups == group]).tolist()
+        if len(found) > 1:
+            raise UserError(
+                f"--folds column: the clips of {group} (or nearly equal ones) are in the folds "
+                f"{' and '.join(found)}: the folds would share people"
+            )
+    return [(np.flatnonzero(names != name), np.flatnonzero(names == name)) for name in known]
 
 
 def run_fold(

@@ -26,8 +26,8 @@ class StudyDesign:
     """What is held out, and how `evaluate` works."""
 
     folds: str = ""
-    """Folds as `--folds` takes them: a number, or loso (one person, video or day left out at a time). '' = a
-    test subset."""
+    """Folds as `--folds` takes them: a number, loso (one person, video or day left out at a time), or column
+    (the folds that the manifest names). '' = a test subset."""
     unit: str = PERSON
     """What is held out as a whole: person, video, or a column of `DAY_COLUMNS`."""
     people: int = 0
@@ -53,7 +53,9 @@ class StudyDesign:
             who += f", {self.count} {self.unit}s"
         if not self.folds:
             return f"{who}: evaluated on a test subset"
-        how = ", one left out at a time" if self.folds == "loso" else f" in {self.folds} folds"
+        how = {"loso": ", one left out at a time", "column": " in the folds of the manifest"}.get(
+            self.folds, f" in {self.folds} folds"
+        )
         scope = f" ({self.scope})" if self.scope else ""
         return f"{who}: evaluate holds every {self.unit} out once{how}; no test subset{scope}"
 
@@ -67,16 +69,20 @@ def study_design(table: ClipTable, rows: np.ndarray, choice: Design, *, is_offic
     unit = PERSON
     if len(np.unique(groups_of(table, rows))) == 1 or not people:
         unit = next((name for name in DAY_COLUMNS if people and _divides(table, rows, name)), VIDEO)
-    count = len(np.unique(units_of(table, rows, unit)))
+    units, folds = units_of(table, rows, unit).tolist(), table.fold[rows].tolist()
+    count = len(set(units))
     if count < 2:
         raise UserError(
             f"the labelled clips are of one person and one {unit}: nothing can be held out. Add recordings "
             "of other days, or of other people"
         )
-    enough = is_official or (count >= HOLDOUT_PEOPLE and (unit == PERSON or not people))
+    # The manifest names a fold for every clip, and none shares people (or recordings) with another.
+    has_folds = len(set(folds)) > 1 and "" not in folds and len(set(zip(units, folds, strict=True))) == count
+    enough = is_official or (count >= HOLDOUT_PEOPLE and (unit == PERSON or not people) and not has_folds)
     if choice == "holdout" or (choice == "auto" and enough):
         return StudyDesign("", unit, people, count)
-    return StudyDesign("loso" if count < FOLDS_PEOPLE else FOLDS, unit, people, count)
+    how = "column" if has_folds else "loso" if count < FOLDS_PEOPLE else FOLDS
+    return StudyDesign(how, unit, people, count)
 
 
 def units_of(table: ClipTable, rows: np.ndarray, unit: str) -> np.ndarray:

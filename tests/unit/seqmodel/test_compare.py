@@ -333,7 +333,7 @@ def test_fold_predictions_do_not_depend_on_held_out_labels(tmp_path):
     np.testing.assert_array_equal(answers[0].predicted, answers[1].predicted)
 
 
-def test_folds_must_be_a_number_or_loso(two_runs, capsys):
+def test_folds_must_be_a_number_loso_or_column(two_runs, capsys):
     assert main(["evaluate", "--run", str(two_runs / "good"), "--folds", "many"]) == 2
-    assert "a number or loso" in capsys.readouterr().err
+    assert "a number, loso or column" in capsys.readouterr().err
     assert main(["evaluate", "--run", str(two_runs / "good"), "--folds", "99"]) == 2

@@ -1,6 +1,7 @@
 """The study design by the number of people: what is held out, and what the commands say and write."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,18 @@ def test_design_follows_from_who_there_is(subjects, days, folds, unit, said):
     assert study_design(table, np.arange(len(subjects)), "folds", is_official=True).folds != ""
     assert study_design(table, np.arange(len(subjects)), "auto", is_official=True).folds == ""
     assert len(units_of(table, np.arange(len(subjects)), unit)) == len(subjects)
+
+
+def test_folds_of_the_manifest_are_the_design_if_they_divide_people():
+    table, rows = clip_table(people(50)), np.arange(150)
+    named = replace(table, fold=np.array([f"f{k % 50 % 4}" for k in range(150)]))
+    design = study_design(named, rows, "auto", is_official=False)
+    assert design.folds == "column"
+    assert "every person out once in the folds of the manifest" in design.text
+    assert study_design(named, rows, "holdout", is_official=False).folds == ""
+    for fold in ([""] + ["a", "b"] * 74 + ["a"], ["a", "b", "c"] * 50):
+        other = replace(table, fold=np.array(fold))
+        assert study_design(other, rows, "auto", is_official=False).folds == ""
 
 
 def test_one_video_of_one_person_is_one_clear_error():

@@ -28,6 +28,7 @@ from seqmodel.heads.trees import TreesHead, fit_trees
 from seqmodel.metrics.calibration import Calibration
 from seqmodel.reporting import umap_projection
 from seqmodel.runs.card import load_card, save_card
+from seqmodel.runs.files import read_csv
 from seqmodel.runs.predict import read_predictions
 from seqmodel.runs.settings import save_settings
 from seqmodel.training import select
@@ -540,6 +541,38 @@ def test_folds_of_another_data_set_use_mapped_labels(tmp_path):
     assert main(argv) == 0
     assert _metrics(tmp_path / "run/cross/other/folds-3")["folds-3"]["auroc"]["value"] > 0.7
     assert not (tmp_path / "run/folds-3").exists(), "it is about the run's own data"
+
+
+def test_folds_that_the_manifest_names_are_held_out(tmp_path, monkeypatch, capsys):
+    """By default, if every clip has one. Folds that share people, and clips without a fold, are refused."""
+    rng, n = np.random.default_rng(0), 72
+    y, number = np.arange(n) // 12 % 2, np.arange(n) % 12
+    x = rng.normal(size=(n, 5, 6)) + 2 * y[:, None, None]
+    given = {"x": x, "y": y, "subject": np.array([f"p{k}" for k in number])}
+    folds = {
+        "named": np.array([f"fold {k % 3}" for k in number]),
+        "shared": np.array(["a", "b"])[np.arange(n) // 12 % 2],
+        "none": np.full(n, ""),
+    }
+    for name, fold in folds.items():
+        np.savez(tmp_path / f"{name}.npz", **given, fold=fold)
+        write_external(
+            tmp_path / f"{name}.zarr", read_sequences(tmp_path / f"{name}.npz"), name, "embeddings"
+        )
+    run = tmp_path / "run"
+    assert main(["train", "--store", str(tmp_path / "named.zarr"), "--run", str(run), "--epochs", "1"]) == 0
+    assert load_card(run).design.folds == "column"
+    assert main(["evaluate", "--run", str(run), "--bootstrap-rounds", "20"]) == 0
+    rows = [row for row in read_csv(run / "predictions.csv") if row["fold"]]
+    assert len(rows) == n
+    fold_of = {row["clip_id"]: int(row["fold"]) for row in rows}
+    table = FeatureStore.open(tmp_path / "named.zarr").table()
+    assert [fold_of[clip] for clip in table.clip_id] == [int(name[-1]) + 1 for name in table.fold]
+    capsys.readouterr()
+    for name, said in (("shared", "are in the folds a and b"), ("none", "needs a column fold")):
+        argv = ["evaluate", "--run", str(run), "--store", str(tmp_path / f"{name}.zarr"), "--folds", "column"]
+        assert main(argv) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_folds_of_a_store_with_another_width_train_new_heads(tmp_path, capsys):
