@@ -23,9 +23,9 @@ from seqmodel.training.loop import to_tensors
 
 Arrays = Mapping[str, np.ndarray]
 SHUFFLED_CLIPS = 300
-"""Maximum number of clips: each is predicted about seventy times."""
-SHUFFLES = 10
-RESAMPLES_PER_SHUFFLE = 20
+"""Maximum number of clips: each is predicted about thirty-five times."""
+SHUFFLES = 5
+RESAMPLES_PER_SHUFFLE = 40
 """Bootstrap samples of subjects per shuffle; all of them together give the confidence interval."""
 
 # Prefixes of feature names -> group; a name without a match is in OTHER_FEATURES.
