@@ -16,8 +16,8 @@ import numpy as np
 from features.datasets import Samples
 from features.labels import Labelling, Task
 from features.splits import grouped_folds
-from features.window_statistics import window_statistics
 from seqmodel.heads.inputs import StreamInput
+from seqmodel.heads.window_tensors import statistics_of
 from seqmodel.metrics.calibration import (
     Calibration,
     Decision,
@@ -62,14 +62,14 @@ def principal_components(
 
 
 def stream_statistics(samples: Samples, components: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Stream -> (N, columns) float32 `window_statistics`, of its principal components where there are any."""
+    """Stream -> (N, columns) float32 window statistics, of its principal components where there are any."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in samples.x}
     for start in range(0, len(samples), 256):
         x, valid, _ = samples.batch(np.arange(start, min(start + 256, len(samples))))
         for name, values in x.items():
             if name in components:
                 values = np.where(valid[name][..., None], values, 0).astype(np.float32) @ components[name]
-            parts[name].append(window_statistics(values, valid[name]))
+            parts[name].append(statistics_of(values, valid[name]))
     return {name: np.concatenate(each) for name, each in parts.items()}
 
 
@@ -133,7 +133,7 @@ def baseline_scores(
         for stream in samples.x:
             train, other = inputs.windows(number, StreamInput(stream, samples.x[stream].shape[-1], WIDEST))
             seen = np.asarray(samples.valid[stream]).any(axis=1) & ~held_out
-            of_train, of_other = (window_statistics(part.z, part.valid) for part in (train, other))
+            of_train, of_other = (statistics_of(part.z, part.valid) for part in (train, other))
             decision = predict_simple(
                 "logistic",
                 of_train,

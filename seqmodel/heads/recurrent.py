@@ -8,6 +8,7 @@ B clips, T frames, D width of the stream, K channels of the input, H hidden, C c
 binary task, C for a multi-class one, C − 1 cumulative thresholds for an ordinal one).
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from features.cli import UserError
 from features.labels import Task
 from seqmodel.config import HeadConfig
 from seqmodel.heads.inputs import Z_LIMIT, StreamInput
-from seqmodel.heads.window_tensors import num_statistics, window_statistics
+from seqmodel.heads.window_tensors import num_statistics, statistics_of, window_statistics
 
 
 def num_outputs(task: Task, num_classes: int) -> int:
@@ -61,12 +62,11 @@ class RecurrentHead(nn.Module):
             nn.Parameter(torch.linspace(1.0, -1.0, num_outputs)) if config.shared_thresholds else None
         )
 
-    def fit_statistics(self, z: Tensor, valid: Tensor) -> None:
-        """Set mean and standard deviation of the window statistics from the training windows: z (N, T, K),
-        valid (N, T) bool. Does nothing in a head without statistics."""
+    def fit_statistics(self, z: np.ndarray, valid: np.ndarray) -> None:
+        """Set mean and standard deviation of the window statistics from the training windows: z (N, T, K)
+        float32, valid (N, T) bool. Does nothing in a head without statistics."""
         if self.config.statistics:
-            parts = zip(z.split(256), valid.split(256), strict=True)
-            found = torch.cat([window_statistics(*part) for part in parts])
+            found = torch.from_numpy(statistics_of(z, valid))
             self.statistics_mean.copy_(found.mean(dim=0))
             self.statistics_std.copy_(found.std(dim=0, correction=0).clamp(min=1e-3))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from features.labels import Task
 from seqmodel.config import HeadConfig
 from seqmodel.heads.inputs import StreamInput
-from seqmodel.heads.window_tensors import window_statistics
+from seqmodel.heads.window_tensors import statistics_of, window_statistics
 
 NUM_TREES, SMALLEST_LEAF = 100, 3
 SMOOTHING = 0.01
@@ -77,15 +77,12 @@ def fit_trees(
     """Fit the forest on windows z (N, T, K) float32, valid (N, T) bool, with labels (N,) 0 to C - 1."""
     from sklearn.ensemble import ExtraTreesClassifier
 
-    with torch.inference_mode():
-        parts = zip(torch.from_numpy(z).split(256), torch.from_numpy(valid).split(256), strict=True)
-        found = torch.cat([window_statistics(*part) for part in parts]).numpy()
     forest = ExtraTreesClassifier(
         NUM_TREES,
         min_samples_leaf=max(SMALLEST_LEAF, len(labels) // 500),
         class_weight="balanced",
         random_state=seed,
-    ).fit(found, labels)
+    ).fit(statistics_of(z, valid), labels)
     put_forest(head, forest, num_classes)
 
 

@@ -1,12 +1,15 @@
-"""`features.window_statistics` on tensors, for heads: the same statistics, in networks and their exports.
+"""Statistics of a window: heads read them beside, or instead of, its sequence of frames, and so do the simple
+methods that a model is compared with. They are part of a network and its exports.
 
 B windows, T frames, K channels.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from features.window_statistics import NAMES
+NAMES = ("mean", "std", "min", "quartile 1", "median", "quartile 3", "max", "slope", "mean change")
+"""Statistics of each channel, in this order; the share of valid frames comes last."""
 
 
 def num_statistics(width: int) -> int:
@@ -16,7 +19,11 @@ def num_statistics(width: int) -> int:
 
 def window_statistics(z: Tensor, valid: Tensor) -> Tensor:
     """(B, 9 K + 1) float32: NAMES of each channel over the valid frames, each K columns, then the share of
-    valid frames. z: (B, T, K); valid: (B, T) bool."""
+    valid frames. z: (B, T, K), any float dtype; valid: (B, T) bool.
+
+    The slope is the least-squares change per frame, the mean change is the mean absolute difference of
+    neighbouring valid frames; both are 0 with fewer than two frames. All are 0 (std: 1e-6) without any.
+    """
     keep, count = valid.unsqueeze(-1), valid.sum(dim=1, keepdim=True).float()
     some, frames = count.clamp(min=1.0), z.shape[1]
     values = z.float().masked_fill(~keep, 0.0)
@@ -38,6 +45,16 @@ def window_statistics(z: Tensor, valid: Tensor) -> Tensor:
         count / frames,
     ]
     return torch.cat(found, dim=1)
+
+
+def statistics_of(z: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """`window_statistics` of arrays (N, T, K) and (N, T), 256 windows at a time."""
+    with torch.inference_mode():
+        parts = [
+            window_statistics(torch.from_numpy(z[i : i + 256]), torch.from_numpy(valid[i : i + 256]))
+            for i in range(0, max(1, len(z)), 256)
+        ]
+        return torch.cat(parts).numpy()
 
 
 def _quantile(ordered: Tensor, place: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ def fit_folds(
         else:
             head = build_head(config.head, config.stream, dim, outputs, seed=fold_seed)
             train, other = inputs.windows(number, head.input)
-            head.fit_statistics(torch.from_numpy(train.z), torch.from_numpy(train.valid))
+            head.fit_statistics(train.z, train.valid)
             given = {"task": task, "num_classes": num_classes, "metric": objective.metric}
             for epoch in fit(head, train, other, config.train, **given, seed=fold_seed, device=device):  # type: ignore[arg-type]
                 on_epoch(epoch)

@@ -165,7 +165,7 @@ def epochs_of(inputs: FoldInputs, seed: int) -> Iterator[Epoch]:
     """The epochs of a head with the default settings, on the clips that fold 0 does not hold out."""
     head = build_head(HEAD, "embeddings", DIM, 1, seed=seed)
     windows, _ = inputs.windows(0, head.input)
-    head.fit_statistics(torch.from_numpy(windows.z), torch.from_numpy(windows.valid))
+    head.fit_statistics(windows.z, windows.valid)
     return fit(head, windows, None, DEFAULT, task="binary", num_classes=2, seed=seed)
 
 

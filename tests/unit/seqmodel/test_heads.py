@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from features.window_statistics import window_statistics
 from seqmodel.config import HeadConfig, MemberConfig
 from seqmodel.heads.ensemble import Ensemble, Head, build_ensemble, to_probabilities
 from seqmodel.heads.inputs import MAX_FRAMES, Z_LIMIT, StreamInput, fit_input, masked_mean_std
 from seqmodel.heads.recurrent import RecurrentHead, build_head, num_outputs
+from seqmodel.heads.window_tensors import statistics_of
 
 DIMS = {"embeddings": 10, "geometry": 4}
 STREAM, DIM = "embeddings", 10
@@ -126,13 +126,13 @@ def test_window_statistics_beside_the_states_are_standardised_and_limited() -> N
     z = 7 + 3 * torch.randn(300, STEPS, DIM, generator=generator)
     z[5] *= 20
     valid = torch.rand(300, STEPS, generator=generator) > 0.3
-    head.fit_statistics(z, valid)
+    head.fit_statistics(z.numpy(), valid.numpy())
     read: list[torch.Tensor] = []
     head.output.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     with torch.inference_mode():
         head.read(z, valid)
     found = read[0][:, -len(head.statistics_mean) :].numpy()
-    raw = window_statistics(z.numpy(), valid.numpy())
+    raw = statistics_of(z.numpy(), valid.numpy())
     expected = (raw - raw.mean(axis=0)) / np.maximum(raw.std(axis=0), 1e-3)
     np.testing.assert_allclose(found, expected.clip(-Z_LIMIT, Z_LIMIT), atol=2e-3)
     assert np.abs(expected).max() > Z_LIMIT

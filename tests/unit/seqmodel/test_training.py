@@ -54,7 +54,7 @@ def new_head(outputs: int = 1, config: HeadConfig = HEAD) -> RecurrentHead:
     x, valid, _ = clips(64)
     head.input.put(fit_input("embeddings", x, valid, config.components))
     read = windows(head, 64)
-    head.fit_statistics(torch.from_numpy(read.z), torch.from_numpy(read.valid))
+    head.fit_statistics(read.z, read.valid)
     return head
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from features import window_statistics as arrays
 from features.labels import Task
 from seqmodel.config import HeadConfig
 from seqmodel.heads.ensemble import to_probabilities
@@ -136,22 +135,6 @@ def test_equal_seeds_give_equal_trees(seeds: tuple[int, int]) -> None:
         states.append(head.state_dict())
     same = [torch.equal(states[0][name], states[1][name]) for name in ("threshold", "shares", "feature")]
     assert same == [seeds[0] == seeds[1]] * 3
-
-
-@pytest.mark.parametrize("share_valid", [1.0, 0.6, 0.1, 0.0])
-@pytest.mark.parametrize("steps", [1, 2, 15])
-def test_statistics_of_tensors_are_those_of_arrays(share_valid: float, steps: int) -> None:
-    """For windows without a valid frame and of one frame too; other frames are ignored."""
-    rng = np.random.default_rng([steps, int(10 * share_valid)])
-    z = rng.normal(1, 2, (40, steps, 5)).astype(np.float32)
-    valid = rng.random((40, steps)) < share_valid
-    for filler in (0.0, 1e9, np.nan):
-        filled = np.where(valid[..., None], z, np.float32(filler))
-        found = window_statistics(torch.from_numpy(filled), torch.from_numpy(valid)).numpy()
-        assert found.shape == (40, num_statistics(5))
-        expected = arrays.window_statistics(z, valid)
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert found[valid.any(axis=1)].any() == (share_valid > 0)
 
 
 def test_statistics_have_finite_gradients() -> None:
