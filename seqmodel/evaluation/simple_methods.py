@@ -17,7 +17,7 @@ from features.datasets import Samples
 from features.labels import Labelling, Task
 from features.splits import grouped_folds
 from seqmodel.heads.inputs import StreamInput
-from seqmodel.heads.window_tensors import statistics_of
+from seqmodel.heads.window_statistics import statistics_of
 from seqmodel.metrics.calibration import (
     Calibration,
     Decision,

@@ -16,7 +16,7 @@ from features.cli import UserError
 from features.labels import Task
 from seqmodel.config import HeadConfig
 from seqmodel.heads.inputs import Z_LIMIT, StreamInput
-from seqmodel.heads.window_tensors import num_statistics, statistics_of, window_statistics
+from seqmodel.heads.window_statistics import num_statistics, statistics_of, window_statistics
 
 
 def num_outputs(task: Task, num_classes: int) -> int:

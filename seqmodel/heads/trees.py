@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from features.labels import Task
 from seqmodel.config import HeadConfig
 from seqmodel.heads.inputs import StreamInput
-from seqmodel.heads.window_tensors import statistics_of, window_statistics
+from seqmodel.heads.window_statistics import statistics_of, window_statistics
 
 NUM_TREES, SMALLEST_LEAF = 100, 3
 SMOOTHING = 0.01

@@ -11,7 +11,7 @@ from seqmodel.config import HeadConfig, MemberConfig
 from seqmodel.heads.ensemble import Ensemble, Head, build_ensemble, to_probabilities
 from seqmodel.heads.inputs import MAX_FRAMES, Z_LIMIT, StreamInput, fit_input, masked_mean_std
 from seqmodel.heads.recurrent import RecurrentHead, build_head, num_outputs
-from seqmodel.heads.window_tensors import statistics_of
+from seqmodel.heads.window_statistics import statistics_of
 
 DIMS = {"embeddings": 10, "geometry": 4}
 STREAM, DIM = "embeddings", 10

@@ -13,7 +13,7 @@ from seqmodel.heads.ensemble import to_probabilities
 from seqmodel.heads.inputs import fit_input
 from seqmodel.heads.recurrent import num_outputs
 from seqmodel.heads.trees import SMOOTHING, TreesHead, fit_trees, put_forest
-from seqmodel.heads.window_tensors import num_statistics, window_statistics
+from seqmodel.heads.window_statistics import num_statistics, window_statistics
 from seqmodel.training.loop import Windows, read_logits
 
 STEPS, DIM = 8, 6

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from seqmodel.heads.window_tensors import NAMES, num_statistics, statistics_of
+from seqmodel.heads.window_statistics import NAMES, num_statistics, statistics_of
 
 
 @pytest.mark.parametrize("share_valid", [1.0, 0.6, 0.1, 0.0])
