@@ -63,6 +63,9 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
     print_task(learning_task)
     context = set_up(args, learning_task)
     metric = resolve_metric(args.metric, context.space.task)
+    if context.space.few:
+        people = len(np.unique(context.clips.groups))
+        echo(f"{people} people to learn from: no search, an LSTM and trees of fixed settings for each stream")
     fold_warnings = warnings_about_folds(context)
     for text in fold_warnings:
         log_warning(text)
@@ -123,7 +126,8 @@ def spec_of(args: TuneArgs, context: SearchContext, metric: str) -> StudySpec:
     storage = args.storage or str(args.out / STUDY)
     args.out.mkdir(parents=True, exist_ok=True)
     turns = tuple(turn_of(number, context.space) for number in range(len(context.space.streams)))
-    return StudySpec(storage, name, args.trials, args.seed, turns)
+    trials = len(starting_points(context.space)) if context.space.few else args.trials
+    return StudySpec(storage, name, trials, args.seed, turns)
 
 
 def warnings_about_folds(context: SearchContext) -> list[str]:

@@ -6,6 +6,7 @@ import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import optuna
 import torch
 
@@ -22,7 +23,7 @@ from seqmodel.training.task import (
 )
 from tune.config import TuneArgs
 from tune.objective import objective
-from tune.search_space import EPOCHS, MANY_CLIPS, Space
+from tune.search_space import EPOCHS, FEW_PEOPLE, MANY_CLIPS, Space
 from tune.study.storage import storage_errors_in_one_line
 from tune.study.study import StudySpec, is_interruption, note_seen, work
 
@@ -65,7 +66,8 @@ def set_up(
     inputs = FoldInputs(samples, clips.folds)
     task = learning_task.labelling.task
     many = len(samples) >= MANY_CLIPS
-    space = Space(task, tuple(samples.x), args.epochs or EPOCHS[many], many)
+    few = len(np.unique(clips.groups)) < FEW_PEOPLE
+    space = Space(task, tuple(samples.x), args.epochs or EPOCHS[many], many, few)
     goal = Objective(task, learning_task.num_classes, args.metric)
     clips = replace(clips, folds=inputs.folds)
     return SearchContext(args, learning_task, inputs, clips, space, goal, resolve_device(args.device))

@@ -208,6 +208,17 @@ def test_starting_points_come_first_and_are_never_stopped(searched: tuple[Path, 
     assert {trial.params["kind"] for trial in trials[NUM_STARTS:]} == {"lstm"}
 
 
+def test_three_people_are_not_searched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A choice by the scores of three people is luck: an LSTM and trees are fixed; the threshold is .5."""
+    made = make_store(tmp_path / "s.zarr", num_subjects=3, clips_each=12)
+    tune(args_for(Path(made.path), tmp_path / "run", trials=9))
+    assert [trial.params["kind"] for trial in trials_of(tmp_path / "run")] == ["lstm", "trees"]
+    assert "3 people to learn from: no search" in capsys.readouterr().err
+    card = load_card(tmp_path / "run")
+    assert (card.num_folds, card.calibration.threshold) == (3, 0.5)
+    assert len(load_settings(tmp_path / "run", card)) == 2
+
+
 def test_single_writes_the_best_member_alone(started: Path, store: Path, tmp_path: Path) -> None:
     """Also if the folder has the run of several members."""
     assert len(load_card(started).members) == 2
