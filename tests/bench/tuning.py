@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def make_samples(count: int) -> Samples:
-    """Clips of forty subjects, float16 as in a store."""
+    """Clips of a hundred subjects, float16 as in a store: enough for one fold."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, count)
     x = rng.standard_normal((count, STEPS, DIM), dtype=np.float32).astype(np.float16)
@@ -88,7 +88,7 @@ def make_samples(count: int) -> Samples:
     for index, label in enumerate(labels.tolist()):
         start = int(rng.integers(0, 12))
         x[index, start : start + (12 if label else 6)] += direction
-    subjects = np.array([f"p{i % 40}" for i in range(count)])
+    subjects = np.array([f"p{i % 100}" for i in range(count)])
     return Samples(
         {"embeddings": x},
         {"embeddings": np.ones((count, STEPS), bool)},
@@ -251,7 +251,8 @@ def searches(folder: Path, samples: Samples) -> None:
         private = f"{max(peaks.values(), default=0):.0f} MB private memory per worker at most"
         print(
             f"{TRIALS} trials, pruning {pruning}: {seconds[pruning]:.0f} s, "
-            f"best {scores[pruning]:.4f}, {private}"
+            f"best {scores[pruning]:.4f}, {private}",
+            flush=True,
         )
     print(
         f"pruning takes {seconds['on'] / seconds['off']:.0%} of the time (target: ≤ 40 %), "
