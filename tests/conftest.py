@@ -112,6 +112,17 @@ def tiny_demo(build_once: BuildOnce) -> Path:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch with one thread: sums in another order would change the last bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write empty plots into the reports of this test, and fit logistic regression as the only simple method:
     rendering and fitting trees take most of an evaluation's time.

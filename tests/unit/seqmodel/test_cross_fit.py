@@ -1,7 +1,6 @@
 """Cross-fitting: no head knows the people of its fold, and each learning clip is predicted by such heads."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +38,7 @@ from seqmodel.training.task import build_task, learning_clips, load_learning
 from tests.support.toy_sequences import write_toy_store
 from tests.support.trained_run import WITH_GEOMETRY, make_run, make_store
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS, WIDTH = 5, 9
 BINARY = Objective("binary", 2)
 LSTM = MemberConfig("embeddings", HeadConfig(hidden=4, components=4), TrainConfig(epochs=2, noise=0.1))
@@ -47,15 +47,6 @@ CONFIGS = {
     "gru on all features": replace(LSTM, head=HeadConfig("gru", 0, hidden=4, pooling="attention")),
     "trees": replace(LSTM, head=HeadConfig("trees", 4)),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums in another order would change the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def people(num_people: int = 15, clips_each: int = 6, classes: int = 2, width: int = WIDTH) -> Samples:

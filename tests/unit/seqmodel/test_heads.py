@@ -1,7 +1,6 @@
 """Heads, their input and the ensemble: what may change the logits, and what may not."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from seqmodel.heads.inputs import MAX_FRAMES, Z_LIMIT, StreamInput, fit_input, m
 from seqmodel.heads.recurrent import RecurrentHead, build_head, num_outputs
 from seqmodel.heads.window_statistics import statistics_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DIMS = {"embeddings": 10, "geometry": 4}
 STREAM, DIM = "embeddings", 10
 BATCH, STEPS = 5, 9
@@ -32,14 +32,6 @@ EVERY = [
 
 def name_of(config: HeadConfig) -> str:
     return f"{config.kind}-{config.pooling}"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def windows(seed: int = 0, stream: str = STREAM) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,6 @@
 """The training loop, losses, schedules and options."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +24,9 @@ from seqmodel.training.loop import (
 )
 from seqmodel.training.losses import loss_for
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 HEAD = HeadConfig(hidden=8, components=0, dropout=0.2)
 QUICK = TrainConfig(epochs=4, batch_size=16, lr=5e-3)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def clips(count: int, seed: int = 0, classes: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
