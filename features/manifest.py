@@ -3,9 +3,7 @@
 `windows` divides a clip into the windows that become rows of a store.
 """
 
-import csv
 import dataclasses
-import io
 import math
 import os
 import unicodedata
@@ -14,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from features.cli import UserError
+from features.tables import csv_rows
 
 RESERVED = ("path", "subject", "split", "fold", "start_s", "end_s")
 """Columns with a fixed meaning. All other columns are labels or slices."""
@@ -109,32 +108,6 @@ def read_csv(path: Path, *, require_files: bool = True, require_labels: bool = T
         for _, clip in clips
     )
     return Manifest(sorted_columns, tuple(problems), root)
-
-
-def csv_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """(line number, stripped cells) of every row of a CSV file, header first; blank rows are skipped.
-
-    UTF-8 (a BOM is allowed). The first line decides whether commas, semicolons or tabs separate the cells.
-
-    Raises UserError, with file and line, for a file that is not UTF-8, not a CSV, or has no row.
-    """
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{path} line {line} is not UTF-8: save it as 'CSV UTF-8'") from error
-    # In some locales, spreadsheet programs write semicolons or tabs.
-    delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        stripped = ((reader.line_num, [cell.strip() for cell in row]) for row in reader)
-        rows = [(number, cells) for number, cells in stripped if any(cells)]
-    except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num}: {error}") from error
-    if not rows:
-        raise UserError(f"{path} is empty; expected a header line, then one line per clip")
-    return rows
 
 
 def column_names(header: Sequence[str], known: Collection[str], path: Path) -> list[str]:

@@ -1,11 +1,10 @@
-"""Reading of label and split tables: CSV, .xlsx spreadsheets, lists of names."""
+"""Reading of label and split tables, and of lists of names."""
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from features.cli import UserError
-from features.manifest import csv_rows
+from features.tables import csv_rows, sheet_rows
 
 
 def table(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -15,26 +14,13 @@ def table(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """
     if not file.is_file():
         raise UserError(f"no such file: {file}")
-    lines = _sheet(file) if file.suffix == ".xlsx" else [cells for _, cells in csv_rows(file)]
+    lines = sheet_rows(file) if file.suffix == ".xlsx" else [cells for _, cells in csv_rows(file)]
     header = [cell.strip() for cell in lines[0]] if lines else []
     missing = [name for name in columns if name not in header]
     if missing:
         raise UserError(f"{file} has no column {missing[0]!r}: its header is {','.join(header)}")
     rows = (dict(zip(header, (cell.strip() for cell in line), strict=False)) for line in lines[1:])
     return [row for row in rows if row.get(columns[0]) and all(name in row for name in columns)]
-
-
-def _sheet(file: Path) -> list[list[str]]:
-    """Cells of the first sheet of an .xlsx file as text; '' = empty."""
-    import openpyxl
-
-    try:
-        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"{file} is not an .xlsx spreadsheet: {error}") from error
-    rows = [["" if cell is None else str(cell) for cell in row] for row in book.worksheets[0].values]
-    book.close()
-    return rows
 
 
 def read_names(file: Path) -> list[str]:

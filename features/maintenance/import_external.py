@@ -23,7 +23,7 @@ import numpy as np
 
 from features.cli import UserError
 from features.labels import by_value
-from features.manifest import MAX_LABEL_NAMES, SPLITS, Clip, Failure, column_names, csv_rows, read_csv
+from features.manifest import MAX_LABEL_NAMES, SPLITS, Clip, Failure, column_names, read_csv
 from features.recipe import EncoderId, GeometryId, Recipe
 from features.store import planner
 from features.store.description import FRAME_COLUMNS, create
@@ -36,6 +36,7 @@ from features.store.location import (
     temporary_folder,
 )
 from features.store.store import FeatureStore
+from features.tables import csv_rows
 
 CHUNK_BYTES = 4 << 20
 """Bytes per chunk. There is one writer, so many clips can share a chunk: few files, fast to read."""

@@ -19,7 +19,7 @@ PACKAGES = ("features", "seqmodel", "extract", "tune", "live")
 
 LEVELS: dict[str, tuple[set[str], ...]] = {
     "features": (
-        {"config", "cli", "cpu", "files", "recipe", "labels", "manifest", "face_signals"},
+        {"config", "cli", "cpu", "files", "recipe", "labels", "tables", "manifest", "face_signals"},
         {"store"},
         {"splits", "datasets"},
         {"maintenance"},
@@ -68,6 +68,7 @@ IMPORTABLE: dict[str, tuple[str, ...]] = {
     "live": (
         "features.recipe",
         "features.labels",
+        "features.tables",
         "features.manifest",
         "features.cli",
         "features.files",
