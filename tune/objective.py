@@ -10,7 +10,7 @@ from scipy.stats import wilcoxon
 
 from seqmodel.heads.recurrent import num_outputs
 from seqmodel.metrics.calibration import probabilities
-from seqmodel.training.cross_fit import FoldInputs, Objective, fit_folds, fold_score
+from seqmodel.training.cross_fit import FoldInputs, Objective, fit_folds, scores_by_fold
 from seqmodel.training.loop import Epoch, resolve_metric
 from seqmodel.training.select import out_of_fold_score
 from tune.search_space import Space, suggest
@@ -67,7 +67,7 @@ def objective(
         if not one_fold:
             labels = inputs.samples.labels[fitted.held_out]
             p = probabilities(fitted.logits, goal.task)
-            curve.append(fold_score(p, labels, np.zeros(len(labels), int), metric))
+            curve += scores_by_fold(p, labels, np.zeros(len(labels), int), metric)
             if len(curve) < len(inputs.numbers):  # after the last fold, stopping saves nothing
                 stop_if_behind()
     note(trial, curve, started)

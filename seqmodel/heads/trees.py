@@ -72,15 +72,25 @@ class TreesHead(nn.Module):
 
 
 def fit_trees(
-    head: TreesHead, z: np.ndarray, valid: np.ndarray, labels: np.ndarray, num_classes: int, seed: int
+    head: TreesHead,
+    z: np.ndarray,
+    valid: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    seed: int,
+    *,
+    balanced: bool = False,
 ) -> None:
-    """Fit the forest on windows z (N, T, K) float32, valid (N, T) bool, with labels (N,) 0 to C - 1."""
+    """Fit the forest on windows z (N, T, K) float32, valid (N, T) bool, with labels (N,) 0 to C - 1.
+
+    balanced: weight each class by its inverse frequency.
+    """
     from sklearn.ensemble import ExtraTreesClassifier
 
     forest = ExtraTreesClassifier(
         NUM_TREES,
         min_samples_leaf=max(SMALLEST_LEAF, len(labels) // 500),
-        class_weight="balanced",
+        class_weight="balanced" if balanced else None,
         random_state=seed,
     ).fit(statistics_of(z, valid), labels)
     put_forest(head, forest, num_classes)

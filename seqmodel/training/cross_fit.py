@@ -154,13 +154,14 @@ def fit_folds(
         if config.head.kind == "trees":
             head = TreesHead(config.head, config.stream, dim, outputs, task)
             train, other = inputs.windows(number, head.input)
-            fit_trees(head, train.z, train.valid, train.labels, num_classes, fold_seed)
+            given = train.z, train.valid, train.labels
+            fit_trees(head, *given, num_classes, fold_seed, balanced=config.train.class_weighting)
         else:
             head = build_head(config.head, config.stream, dim, outputs, seed=fold_seed)
             train, other = inputs.windows(number, head.input)
             head.fit_statistics(train.z, train.valid)
-            given = {"task": task, "num_classes": num_classes, "metric": objective.metric}
-            for epoch in fit(head, train, other, config.train, **given, seed=fold_seed, device=device):  # type: ignore[arg-type]
+            of = {"task": task, "num_classes": num_classes, "metric": objective.metric}
+            for epoch in fit(head, train, other, config.train, **of, seed=fold_seed, device=device):  # type: ignore[arg-type]
                 on_epoch(epoch)
                 history.append(epoch)
             head.to("cpu")
@@ -203,14 +204,22 @@ def fold_score(p: np.ndarray, labels: np.ndarray, folds: np.ndarray, metric: str
 
     p: (N, C), NaN without a prediction.
     """
-    known = np.flatnonzero(~np.isnan(p[:, 0]) & (folds >= 0))
+    scores = np.array(scores_by_fold(p, labels, folds, metric))
+    known = ~np.isnan(p[:, 0]) & (folds >= 0)
+    if np.isfinite(scores).any():
+        return float(np.nanmean(scores))
+    return float(score(metric, labels[known], p[known])) if known.any() else float("nan")
 
-    def of(indices: np.ndarray) -> float:
-        return float(score(metric, labels[indices], p[indices]))
 
-    parts = [known[folds[known] == number] for number in np.unique(folds[known])]
-    scores = [of(part) for part in parts if len(np.unique(labels[part])) > 1]
-    return float(np.mean(scores)) if scores else of(known) if len(known) else float("nan")
+def scores_by_fold(p: np.ndarray, labels: np.ndarray, folds: np.ndarray, metric: str) -> tuple[float, ...]:
+    """The metric of each fold from 0 on; NaN for one without predictions of two classes. As `fold_score`."""
+
+    def of(part: np.ndarray) -> float:
+        several = len(np.unique(labels[part])) > 1
+        return float(score(metric, labels[part], p[part])) if several else float("nan")
+
+    known = ~np.isnan(p[:, 0])
+    return tuple(of(known & (folds == number)) for number in range(folds.max(initial=-1) + 1))
 
 
 def assign_folds(

@@ -7,7 +7,7 @@ import numpy as np
 
 from seqmodel.config import MemberConfig
 from seqmodel.metrics.calibration import Calibration, negative_log_likelihood, probabilities
-from seqmodel.training.cross_fit import CrossFit, FoldInputs, Objective, cross_fit, fold_score
+from seqmodel.training.cross_fit import CrossFit, FoldInputs, Objective, cross_fit, fold_score, scores_by_fold
 from seqmodel.training.loop import Epoch, resolve_metric
 
 MIN_SHARE = 0.8
@@ -34,8 +34,7 @@ def out_of_fold_score(logits: np.ndarray, inputs: FoldInputs, objective: Objecti
     labels, known = inputs.samples.labels, ~np.isnan(logits[:, 0])
     loss = negative_log_likelihood(logits[known], labels[known], task, Calibration()) / max(1, known.sum())
     p = probabilities(logits, task)
-    parts = [inputs.folds == number for number in inputs.numbers]
-    by_fold = tuple(fold_score(p[part], labels[part], inputs.folds[part], metric) for part in parts)
+    by_fold = scores_by_fold(p, labels, inputs.folds, metric)
     return OutOfFoldScore(fold_score(p, labels, inputs.folds, metric), float(loss), by_fold)
 
 

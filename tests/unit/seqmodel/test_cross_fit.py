@@ -31,6 +31,7 @@ from seqmodel.training.cross_fit import (
     average_logits,
     cross_fit,
     fold_score,
+    scores_by_fold,
 )
 from seqmodel.training.loop import predict_logits
 from seqmodel.training.select import MAX_MEMBERS, MIN_SHARE, chance_of, fit_ensemble, select_members
@@ -245,6 +246,9 @@ def test_fold_score_compares_no_clips_of_two_folds() -> None:
     one_class = np.repeat([0, 1, 1], 4)
     assert fold_score(p, one_class, folds, "auroc") == 1.0, "all clips together"
     assert np.isnan(fold_score(np.full_like(p, np.nan), labels, folds, "auroc"))
+    assert np.isnan(scores_by_fold(p, one_class, folds, "macro_f1")).tolist() == [True, True, True]
+    two_classes = np.where(folds == 1, labels, 0)
+    assert np.isnan(scores_by_fold(p, two_classes, folds, "macro_f1")).tolist() == [True, False, True]
 
 
 def test_average_of_members_leaves_out_those_without_a_prediction() -> None:
