@@ -24,8 +24,8 @@ class ExtractConfig:
     """Turn labelled face videos into a store of embeddings. A second run extracts only what is missing."""
 
     data: Path
-    """Manifest CSV, folder with one subfolder per class (ROOT/<label>/<video>), or the root folder of a known
-    data set."""
+    """Table of clips (CSV, .xlsx, JSON lines), folder with such a table, folder with one subfolder per class
+    (ROOT/<label>/<video>), or the root folder of a known data set."""
     out: str
     """The store to create or continue: a folder such as features.zarr, or s3://bucket/prefix."""
     layout: Layout = "auto"
@@ -61,6 +61,8 @@ class ExtractConfig:
     """Where the workers run: local (this machine) or ray (a Ray cluster)."""
     limit: int | None = None
     """Extract only this many clips: a seeded sample, balanced over split, class and subject."""
+    columns: str = ""
+    """Names of columns in your table, as path=video,label=class,subject=user. Usual names are understood."""
     subject_regex: str = ""
     """Regular expression for the subject in a video's path (the first group that matches), if the data set
     has no subjects."""

@@ -44,7 +44,7 @@ def extract_all(config: ExtractConfig) -> tuple[dict[str, Any], int]:
     """
     if config.engine == "ray":
         config = resolved(config)
-    index = read_dataset(config.data, config.layout, config.subject_regex)
+    index = read_dataset(config.data, config.layout, config.subject_regex, config.columns)
     statement = read_statement(index.manifest.root)
     window_plan = _plan_windows(config, index)
     print_index(index)

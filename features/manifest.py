@@ -7,15 +7,21 @@ import dataclasses
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from features.cli import UserError
-from features.tables import csv_rows
+from features.tables import table_rows
 
 RESERVED = ("path", "subject", "split", "fold", "start_s", "end_s")
 """Columns with a fixed meaning. All other columns are labels or slices."""
+SYNONYMS = {
+    "path": ("video", "video_path", "file", "filename", "file_name", "clip"),
+    "label": ("class", "target", "y"),
+    "subject": ("participant", "user", "person", "id"),
+}
+"""Names that a table may have for these columns."""
 SUBSETS = ("train", "val", "test")
 SPLITS = {
     "train": "train",
@@ -70,10 +76,22 @@ class Manifest:
     clips: tuple[Clip, ...]
     problems: tuple[Failure, ...]
     root: Path
+    notes: tuple[str, ...] = ()
+    """What was understood though it was not said, one line each."""
 
 
-def read_csv(path: Path, *, require_files: bool = True, require_labels: bool = True) -> Manifest:
-    """Read a manifest CSV: UTF-8 (a BOM is allowed), with a header; `path` is relative to the CSV.
+def read_csv(
+    path: Path,
+    *,
+    root: Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    require_files: bool = True,
+    require_labels: bool = True,
+) -> Manifest:
+    """Read a manifest: a table with a header (`tables.table_rows`); `path` is relative to its folder.
+
+    root: folder that clip ids are relative to, if not the table's. columns: the table's name of a column, by
+    ours. A column with another name of the same meaning is found by SYNONYMS if it is the only one.
 
     Lines that cannot be used become problems with their line number. A column that is neither reserved nor
     `label` is a slice; with at most MAX_LABEL_NAMES different values it is a label column too. Without
@@ -82,10 +100,14 @@ def read_csv(path: Path, *, require_files: bool = True, require_labels: bool = T
 
     Raises UserError, with line numbers, for a file that is not a manifest and for duplicate clips.
     """
-    (_, names), *lines = csv_rows(path)
-    header, root = column_names(names, (*RESERVED, "label"), path), path.parent
+    (_, names), *lines = table_rows(path)
+    names = column_names(names, (*RESERVED, "label"), path)
+    renamed, notes = _renamed(names, [cells for _, cells in lines], columns or {}, path)
+    header = column_names(renamed, (), path)
     if "path" not in header:
-        raise UserError(f"{path} has no column 'path': its header is {','.join(header)}")
+        raise UserError(
+            f"{path} has no column 'path': its header is {','.join(header)} (extract --columns path=YOURS)"
+        )
     extra = [name for name in header if name not in RESERVED]
     if not extra and (require_labels or not {"subject", "split", "fold"} & set(header)):
         raise UserError(f"{path} has no label column (such as 'label'): its header is {','.join(header)}")
@@ -93,7 +115,9 @@ def read_csv(path: Path, *, require_files: bool = True, require_labels: bool = T
     problems: list[Failure] = []
     for number, cells in lines:
         try:
-            clips.append((number, _clip_of_row(header, cells, root, require_files)))
+            clips.append(
+                (number, _clip_of_row(header, cells, path.parent, root or path.parent, require_files))
+            )
         except ValueError as error:
             problems.append(Failure(f"line {number}", str(error)))
     _require_unique(path, clips)
@@ -107,7 +131,31 @@ def read_csv(path: Path, *, require_files: bool = True, require_labels: bool = T
         )
         for _, clip in clips
     )
-    return Manifest(sorted_columns, tuple(problems), root)
+    return Manifest(sorted_columns, tuple(problems), root or path.parent, notes)
+
+
+def _renamed(
+    header: list[str], rows: Sequence[list[str]], columns: Mapping[str, str], path: Path
+) -> tuple[list[str], tuple[str, ...]]:
+    """(header with our names, a note for each name that was guessed). A column that differs in every row
+    does not name subjects.
+
+    Raises UserError for a name in `columns` that the header does not have.
+    """
+    known, notes = {given: name for name, given in columns.items()}, []
+    for given in known:
+        if given not in header:
+            raise UserError(f"--columns: {path} has no column {given!r}: its header is {','.join(header)}")
+    whole = [row for row in rows if len(row) == len(header)]
+    for name, others in SYNONYMS.items():
+        found = [given for given in header if given.lower() in others and given not in known]
+        if name == "subject":
+            values = {given: {row[header.index(given)] for row in whole} for given in found}
+            found = [given for given in found if len(values[given]) < len(whole)]
+        if name not in (*header, *columns) and len(found) == 1:
+            known[found[0]] = name
+            notes.append(f"{path.name}: column {found[0]!r} is read as {name!r} (otherwise: --columns)")
+    return [known.get(given, given) for given in header], tuple(notes)
 
 
 def column_names(header: Sequence[str], known: Collection[str], path: Path) -> list[str]:
@@ -274,13 +322,13 @@ def _in_order(files: Iterable[Path], folder: Path) -> list[Path]:
     return sorted(files, key=lambda file: _nfc(file.relative_to(folder).as_posix()))
 
 
-def _clip_of_row(header: list[str], cells: list[str], root: Path, require_file: bool) -> Clip:
+def _clip_of_row(header: list[str], cells: list[str], folder: Path, root: Path, require_file: bool) -> Clip:
     if len(cells) != len(header):
         raise UserError(f"{len(cells)} fields, but the header has {len(header)}")
     row = {name: cell if name == "path" else _nfc(cell) for name, cell in zip(header, cells, strict=True)}
     if not row["path"]:
         raise UserError("path is empty")
-    file = _find_file(root, row["path"], require_file)
+    file = _find_file(folder, row["path"], require_file)
     start_s = _seconds(row.get("start_s", ""), "start_s") or 0.0
     end_s = _seconds(row.get("end_s", ""), "end_s")
     if end_s is not None and end_s <= start_s:

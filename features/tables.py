@@ -1,47 +1,85 @@
-"""Rows of tables as people have them: CSV files and .xlsx spreadsheets."""
+"""Rows of tables as people have them: CSV, .xlsx spreadsheets, JSON lines.
 
+A CSV may be separated by commas, semicolons or tabs, and be UTF-8, UTF-16 or CP949, which Excel writes in
+Korea.
+"""
+
+import codecs
 import csv
 import io
+import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from features.cli import UserError
+from features.cli import UserError, log_warning
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".jsonl")
 
 
-def csv_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """(line number, stripped cells) of every row of a CSV file, header first; blank rows are skipped.
+def table_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """(line number, stripped cells) of every row of a table, header first; blank rows are skipped.
 
-    UTF-8 (a BOM is allowed). The first line decides whether commas, semicolons or tabs separate the cells.
-
-    Raises UserError, with file and line, for a file that is not UTF-8, not a CSV, or has no row.
+    Raises UserError, with file and line, for a file that cannot be read as its suffix says, or has no row.
     """
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{path} line {line} is not UTF-8: save it as 'CSV UTF-8'") from error
-    # In some locales, spreadsheet programs write semicolons or tabs.
+    rows = {".xlsx": _sheet, ".jsonl": _json_lines}.get(path.suffix.lower(), _csv)(path)
+    stripped = ((number, [cell.strip() for cell in cells]) for number, cells in rows)
+    found = [(number, cells) for number, cells in stripped if any(cells)]
+    if not found:
+        raise UserError(f"{path} is empty; expected a header line, then one line per clip")
+    return found
+
+
+def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The first line decides whether commas, semicolons or tabs separate the cells: in some locales,
+    spreadsheet programs write semicolons or tabs."""
+    text = _decoded(path.read_bytes(), path)
     delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        stripped = ((reader.line_num, [cell.strip() for cell in row]) for row in reader)
-        rows = [(number, cells) for number, cells in stripped if any(cells)]
+        for row in reader:
+            yield reader.line_num, row
     except csv.Error as error:
         raise UserError(f"{path} line {reader.line_num}: {error}") from error
-    if not rows:
-        raise UserError(f"{path} is empty; expected a header line, then one line per clip")
-    return rows
 
 
-def sheet_rows(file: Path) -> list[list[str]]:
-    """Cells of the first sheet of an .xlsx file as text; '' = empty."""
+def _decoded(content: bytes, path: Path) -> str:
+    """The text of a file; a byte order mark is allowed."""
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+    try:
+        text = content.decode("cp949")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} line {line} is not UTF-8: save it as 'CSV UTF-8'") from None
+    log_warning(f"{path} line {line} is not UTF-8: the file is read as Korean (CP949)")
+    return text
+
+
+def _sheet(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The first sheet, up to the last column with a header."""
     import openpyxl
 
     try:
-        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise UserError(f"{file} is not an .xlsx spreadsheet: {error}") from error
+        raise UserError(f"{path} is not an .xlsx spreadsheet: {error}") from error
     rows = [["" if cell is None else str(cell) for cell in row] for row in book.worksheets[0].values]
     book.close()
-    return rows
+    width = max((index + 1 for index, name in enumerate(rows[0]) if name.strip()), default=0) if rows else 0
+    yield from ((number, row[:width]) for number, row in enumerate(rows, start=1))
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """One JSON object a line; the header has the names of all of them."""
+    lines = list(enumerate(_decoded(path.read_bytes(), path).splitlines(), start=1))
+    try:
+        objects = [(number, json.loads(line)) for number, line in lines if line.strip()]
+        names = list(dict.fromkeys(name for _, each in objects for name in each.keys()))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not one JSON object a line: {error}") from error
+    yield 1, names
+    for number, each in objects:
+        yield number, ["" if each.get(name) is None else str(each[name]) for name in names]

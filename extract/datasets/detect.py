@@ -13,24 +13,34 @@ from extract.datasets.daisee import read_daisee
 from extract.datasets.engagenet import engagenet_tables, read_engagenet
 from extract.datasets.index import DatasetIndex
 from features.cli import UserError
-from features.manifest import Clip, read_csv, read_folder
+from features.manifest import SPLITS, SYNONYMS, Clip, Failure, Manifest, read_csv, read_folder
+from features.tables import TABLE_SUFFIXES, table_rows
 
 NO_TEST = (
     "no official test split: validation is used as test, and a new validation subset is taken from train"
 )
 
 
-def read_dataset(data: Path, layout: Layout = "auto", subject_regex: str = "") -> DatasetIndex:
+MANIFEST_NAMES = ("labels", "metadata")
+"""Names, without suffix, of a folder's table of clips."""
+
+
+def read_dataset(
+    data: Path, layout: Layout = "auto", subject_regex: str = "", columns: str = ""
+) -> DatasetIndex:
     """The clips of a data set, in the same order on every system.
 
-    `subject_regex` finds the subject in a video's path relative to the root (the first group that matches, or
-    the whole match) if the data have no subject. Raises UserError when `data` does not have that format.
+    `columns` has a table's names of our columns, as path=video,label=class. `subject_regex` finds the subject
+    in a video's path relative to the root (the first group that matches, or the whole match) if the data have
+    no subject. Raises UserError when `data` does not have that format.
     """
     if not data.exists():
         raise UserError(f"no such file or folder: {data}")
     chosen = detect_format(data) if layout == "auto" else layout
+    if columns and chosen != "csv":
+        raise UserError(f"--columns names the columns of a table, and {data} has none: --data TABLE")
     if chosen == "csv":
-        index = DatasetIndex(read_csv(data / "labels.csv" if data.is_dir() else data), "csv")
+        index = _of_tables(data, _names_of(columns))
     elif chosen == "folder":
         index = DatasetIndex(read_folder(data), "folder")
     else:
@@ -61,7 +71,63 @@ def detect_format(data: Path) -> Layout:
         return "engagenet"
     if folders_ending(data, LABEL_FOLDER):
         return "aihub"
-    return "csv" if (data / "labels.csv").is_file() else "folder"
+    return "csv" if manifests_in(data) else "folder"
+
+
+def manifests_in(folder: Path) -> list[Path]:
+    """The tables of clips in a folder: labels or metadata; else its only table, if that has a column of
+    paths; else the tables in its folders of splits.
+
+    Raises UserError if two tables could be meant.
+    """
+    tables = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in TABLE_SUFFIXES]
+    for found in (
+        [file for file in tables if file.stem.lower() in MANIFEST_NAMES],
+        [file for file in tables if _has_paths(file)],
+    ):
+        if len(found) > 1:
+            names = " or ".join(file.name for file in found)
+            raise UserError(f"{folder} has several tables of clips: --data {folder}/TABLE, with {names}")
+        if found:
+            return found
+    splits = [each for each in sorted(folder.iterdir()) if each.name.lower() in SPLITS and each.is_dir()]
+    return [
+        file for each in splits for file in sorted(each.glob("metadata.*")) if file.suffix in TABLE_SUFFIXES
+    ]
+
+
+def _has_paths(file: Path) -> bool:
+    try:
+        header = table_rows(file)[0][1]
+    except (ValueError, OSError):
+        return False
+    return bool({"path", *SYNONYMS["path"]} & {name.lower() for name in header})
+
+
+def _of_tables(data: Path, columns: dict[str, str]) -> DatasetIndex:
+    """The clips of a table, or of all tables of a folder; a table in a folder of a split has its split."""
+    if data.is_file():
+        manifest = read_csv(data, columns=columns)
+        return DatasetIndex(manifest, "csv", notes=manifest.notes)
+    clips, problems, notes = list[Clip](), list[Failure](), list[str]()
+    for table in manifests_in(data):
+        manifest, split = (
+            read_csv(table, root=data, columns=columns),
+            SPLITS.get(table.parent.name.lower(), ""),
+        )
+        split = split if table.parent != data else ""
+        clips += [dataclasses.replace(clip, split=clip.split or split) for clip in manifest.clips]
+        problems += manifest.problems
+        notes += manifest.notes
+    return DatasetIndex(Manifest(tuple(clips), tuple(problems), data), "csv", notes=tuple(notes))
+
+
+def _names_of(text: str) -> dict[str, str]:
+    """The columns of `--columns`: our name -> the table's."""
+    pairs = [part.partition("=") for part in text.split(",") if text]
+    if any(not (name.strip() and given.strip()) for name, _, given in pairs):
+        raise UserError(f"--columns must be OURS=YOURS,…, as path=video,label=class; got {text!r}")
+    return {name.strip(): given.strip() for name, _, given in pairs}
 
 
 def sample_clips(clips: Sequence[Clip], count: int) -> list[Clip]:

@@ -36,7 +36,7 @@ from features.store.location import (
     temporary_folder,
 )
 from features.store.store import FeatureStore
-from features.tables import csv_rows
+from features.tables import table_rows
 
 CHUNK_BYTES = 4 << 20
 """Bytes per chunk. There is one writer, so many clips can share a chunk: few files, fast to read."""
@@ -330,7 +330,7 @@ def _split_name(text: str, file: Path) -> str:
 
 
 def _of_csv(file: Path) -> FeatureSequences:
-    lines = csv_rows(file)
+    lines = table_rows(file)
     header = lines[0][1]
     names = [name.lower() for name in header]
     if "path" in names:
@@ -424,7 +424,7 @@ def _features_of(file: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         if values.ndim != 2:
             raise UserError(f"{file.name} has shape {values.shape}, expected (frames, features)")
         return {"": values.astype(np.float32)}, tuple(map(str, range(values.shape[1])))
-    texts, values, names = _table_of(csv_rows(file), file)
+    texts, values, names = _table_of(table_rows(file), file)
     return _faces_of(texts, list(range(len(values))), values), names
 
 

@@ -172,7 +172,7 @@ def test_engagenet_is_read_from_the_one_csv(clip_file: bytes, tmp_path: Path) ->
     ("content", "message"),
     [
         (b'chunk,label\na.mp4,Engaged\n"b.mp4,Engaged\nc.mp4,Engaged\n', "final_labels.csv line 4: "),
-        ("chunk,label\na.mp4,집중\n".encode("cp949"), "final_labels.csv line 2 is not UTF-8"),
+        ("chunk,label\na.mp4,caf\xe9\n".encode("latin-1"), "final_labels.csv line 2 is not UTF-8"),
         (b"", "final_labels.csv is empty"),
     ],
 )
@@ -362,6 +362,87 @@ def test_layouts_are_recognised(tmp_path: Path, files: tuple[str, ...], expected
     for name in files:
         put(tmp_path / name, b"x")
     assert detect_format(tmp_path) == expected
+
+
+VIDEOS = ("a.mp4", "b.mp4", "c.mp4")
+
+
+def spreadsheet(path: Path, rows: list[list[object]]) -> None:
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.worksheets[0].append(row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    book.save(path)
+
+
+def in_tables(root: Path, kind: str) -> None:
+    """The labels of VIDEOS in a table of this kind, as researchers have them."""
+    people = {"a.mp4": "p1", "b.mp4": "p1", "c.mp4": "p2"}
+    rows = [[name, "yes" if name != "b.mp4" else "no", person] for name, person in people.items()]
+    if kind == "xlsx":
+        spreadsheet(root / "labels.xlsx", [["file", "class", "person", None], *rows, [None, None, None]])
+    elif kind == "jsonl":
+        names = ("file_name", "label", "subject")
+        lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+        put(root / "metadata.jsonl", "\n".join(lines).encode())
+    elif kind == "tabs":
+        put(
+            root / "annotations.tsv",
+            "\n".join("\t".join(row) for row in [["video", "y", "user"], *rows]).encode(),
+        )
+    elif kind == "utf-16":
+        put(
+            root / "labels.csv",
+            "\n".join(";".join(row) for row in [["PATH", "Target", "ID"], *rows]).encode("utf-16"),
+        )
+    elif kind == "split folders":  # Hugging Face's VideoFolder
+        for split, part in (("train", rows[:2]), ("test", rows[2:])):
+            lines = [["file_name", "label", "subject"], *part]
+            put(root / split / "metadata.csv", "\n".join(",".join(row) for row in lines).encode())
+
+
+@pytest.mark.parametrize("kind", ["xlsx", "jsonl", "tabs", "utf-16", "split folders"])
+def test_a_folder_with_a_table_needs_no_option(tmp_path: Path, kind: str) -> None:
+    in_tables(tmp_path, kind)
+    for name in VIDEOS:
+        folder = tmp_path / ("test" if name == "c.mp4" else "train") if kind == "split folders" else tmp_path
+        put(folder / name, b"x")
+    put(tmp_path / "notes.csv", b"day,weather\n1,rain\n")
+    index = read_dataset(tmp_path)
+    assert (index.layout, index.manifest.problems) == ("csv", ())
+    found = {clip.path.name: (clip.labels["label"], clip.subject) for clip in index.manifest.clips}
+    assert found == {"a.mp4": ("yes", "p1"), "b.mp4": ("no", "p1"), "c.mp4": ("yes", "p2")}
+    splits = {clip.clip_id: clip.split for clip in index.manifest.clips}
+    if kind == "split folders":
+        assert splits == {"train/a.mp4#0": "train", "train/b.mp4#0": "train", "test/c.mp4#0": "test"}
+    else:
+        assert set(splits.values()) == {""}
+
+
+def test_columns_are_named_by_an_option_or_the_error_says_how(tmp_path: Path) -> None:
+    table = put(tmp_path / "rows.csv", b"clip file,Rating\na.mp4,low\nb.mp4,high\n")
+    for name in ("a.mp4", "b.mp4"):
+        put(tmp_path / name, b"x")
+    with pytest.raises(ValueError, match=r"no column 'path'.*--columns path=YOURS"):
+        read_dataset(table)
+    index = read_dataset(table, columns="path=clip file, label=Rating")
+    assert [clip.labels for clip in index.manifest.clips] == [{"label": "low"}, {"label": "high"}]
+    for columns, message in (
+        ("path=video,label=Rating", r"no column 'video': its header is clip file,Rating"),
+        ("path", "must be OURS=YOURS"),
+        ("path=clip file,label=clip file", "no column 'path'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_dataset(table, columns=columns)
+    with pytest.raises(ValueError, match="names the columns of a table"):
+        read_dataset(put(tmp_path / "d" / "x" / "a.mp4", b"x").parents[1], columns="path=video")
+
+
+def test_two_tables_of_clips_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    for name in ("first.csv", "second.csv"):
+        put(tmp_path / name, b"video,class\na.mp4,x\n")
+    with pytest.raises(ValueError, match=r"several tables.*--data .*first\.csv or second\.csv"):
+        read_dataset(tmp_path)
 
 
 def test_wrong_layout_is_an_error(tmp_path: Path) -> None:

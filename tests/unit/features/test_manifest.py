@@ -119,12 +119,59 @@ def test_unusable_manifest_raises(tmp_path: Path, text: str, message: str) -> No
         read_csv(write_manifest(tmp_path, text))
 
 
-def test_korean_excel_csv_is_named_by_line(tmp_path: Path) -> None:
-    """CP949 is what Excel writes in Korea by default."""
+TABLE = "path;label;subject\na.mp4;집중;민준\nb.mp4;산만;서연\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp949"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_may_have_any_encoding_and_separator(
+    tmp_path: Path, encoding: str, separator: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As spreadsheet programs write them; CP949 is what Excel writes in Korea by default, and it is said."""
+    file = write_manifest(tmp_path, "", ("a.mp4", "b.mp4"))
+    file.write_bytes(TABLE.replace(";", separator).encode(encoding))
+    clips = read_csv(file).clips
+    assert [(c.clip_id, c.labels["label"], c.subject) for c in clips] == [
+        ("a.mp4#0", "집중", "민준"),
+        ("b.mp4#0", "산만", "서연"),
+    ]
+    assert ("line 2 is not UTF-8" in capsys.readouterr().err.replace("\n", " ")) == (encoding == "cp949")
+
+
+def test_another_encoding_is_an_error_with_its_line(tmp_path: Path) -> None:
     file = write_manifest(tmp_path, "")
-    file.write_bytes("path,label\na.mp4,x\nb.mp4,집중\n".encode("cp949"))
+    file.write_bytes("path,label\na.mp4,x\nb.mp4,caf\xe9\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"line 3 is not UTF-8: save it as 'CSV UTF-8'"):
         read_csv(file)
+
+
+def test_usual_column_names_are_understood_and_named(tmp_path: Path) -> None:
+    text = "Video,class,participant,id\na.mp4,x,p1,1\nb.mp4,y,p1,2\nc.mp4,y,p2,3\n"
+    manifest = read_csv(write_manifest(tmp_path, text, ("a.mp4", "b.mp4", "c.mp4")))
+    assert [(c.labels["label"], c.subject) for c in manifest.clips] == [("x", "p1"), ("y", "p1"), ("y", "p2")]
+    assert [note.partition(" (")[0] for note in manifest.notes] == [
+        "labels.csv: column 'Video' is read as 'path'",
+        "labels.csv: column 'class' is read as 'label'",
+        "labels.csv: column 'participant' is read as 'subject'",
+    ]
+    two = "path,label,user,person\na.mp4,x,u,p\nb.mp4,y,u,p\n"
+    manifest = read_csv(write_manifest(tmp_path, two, ("a.mp4", "b.mp4")))
+    assert [clip.subject for clip in manifest.clips] == ["", ""], "either could be meant"
+    assert manifest.notes == ()
+
+
+def test_a_column_that_differs_in_every_row_is_not_the_subject(tmp_path: Path) -> None:
+    """Each clip would be a person of its own, and one person in training and test."""
+    manifest = read_csv(write_manifest(tmp_path, "path,label,id\na.mp4,x,1\nb.mp4,y,2\n", ("a.mp4", "b.mp4")))
+    assert [clip.subject for clip in manifest.clips] == ["", ""]
+    assert manifest.notes == ()
+
+
+def test_a_column_of_our_name_is_never_replaced(tmp_path: Path) -> None:
+    text = "path,label,class,user,subject\na.mp4,x,other,u,p1\nb.mp4,y,other,u,p2\n"
+    manifest = read_csv(write_manifest(tmp_path, text, ("a.mp4", "b.mp4")))
+    assert [(c.labels["label"], c.subject) for c in manifest.clips] == [("x", "p1"), ("y", "p2")]
+    assert manifest.notes == ()
 
 
 def test_semicolons_and_windows_paths_are_understood(tmp_path: Path) -> None:
