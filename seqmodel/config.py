@@ -57,18 +57,12 @@ class TrainConfig:
     """Weight decay of AdamW."""
     batch_size: int = 16
     """Clips per optimizer step."""
-    label_smoothing: float = 0.0
-    """Fraction of each target that is spread evenly over the classes."""
-    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
-    """Loss of binary and multi-class tasks."""
     class_weighting: bool = True
     """Weight each class in the loss by its inverse frequency (binary: positive weight)."""
     noise: float = 0.0
     """Standard deviation of the Gaussian noise that training adds to standardised features."""
     frame_dropout: float = 0.0
     """Probability that training masks a frame."""
-    subsample: float = 0.0
-    """Probability that training uses only a random part of a window, at least half of it."""
     clip_norm: float = 1.0
     """Maximum norm of the gradient; 0 = no clipping."""
     precision: Literal["auto", "f32", "bf16"] = "auto"

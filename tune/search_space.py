@@ -56,13 +56,9 @@ def suggest(trial: optuna.trial.BaseTrial, space: Space) -> MemberConfig:
     trial.suggest_float("lr", 5e-4, 1e-2, log=True)
     trial.suggest_float("weight_decay", 1e-4, 0.3, log=True)
     trial.suggest_categorical("batch_size", [32, 64, 128] if space.many else [8, 16, 32, 64])
-    trial.suggest_float("label_smoothing", 0.0, 0.2)
     trial.suggest_categorical("class_weighting", [True, False])
     trial.suggest_float("noise", 0.0, 1.0)
     trial.suggest_float("frame_dropout", 0.0, 0.4)
-    trial.suggest_float("subsample", 0.0, 1.0)
-    if space.task != "ordinal":
-        trial.suggest_categorical("loss", ["cross_entropy", "focal"])
     return member_config_of(trial.params, space)
 
 
@@ -70,10 +66,9 @@ def point_of(space: Space, stream: str, **changes: Any) -> dict[str, Any]:
     """The default settings of `train` on a stream as a point of the space, with changes."""
     head, train = HeadConfig(), TrainConfig()
     of_head = ("kind", "components", "hidden", "layers", "bidirectional", "dropout", "pooling", "statistics")
-    of_train = ("lr", "weight_decay", "batch_size", "label_smoothing", "class_weighting", "noise")
+    of_train = ("lr", "weight_decay", "batch_size", "class_weighting", "noise", "frame_dropout")
     point = {"stream": stream} | {name: getattr(head, name) for name in of_head}
-    point |= {name: getattr(train, name) for name in (*of_train, "frame_dropout", "subsample")}
-    point |= {} if space.task == "ordinal" else {"loss": train.loss}
+    point |= {name: getattr(train, name) for name in of_train}
     point["batch_size"] = 32 if space.many else point["batch_size"]
     return point | changes
 

@@ -70,7 +70,7 @@ class FinetuneSetup:
     config: FinetuneConfig
     first_block: int
     loss: TrainConfig
-    """Class weights, label smoothing and type of the loss, and augmentation of features."""
+    """Class weights of the loss, and augmentation of features."""
 
     @property
     def started_from(self) -> str:

@@ -42,7 +42,7 @@ class Objective:
     num_classes: int
     metric: str
     loss: TrainConfig
-    """Class weights, label smoothing and type of the first stage's loss."""
+    """Class weights of the first stage's loss."""
 
 
 @dataclass

@@ -52,7 +52,7 @@ class Epoch:
     index: int
     """0 for the first."""
     train_loss: float
-    """Mean over the clips, with class weights, label smoothing and augmentation."""
+    """Mean over the clips, with class weights and augmentation."""
     val_loss: float
     """Mean over the clips, without class weights, smoothing and augmentation; NaN without validation clips.
     """
@@ -248,24 +248,15 @@ def augment_features(
     config: TrainConfig,
     unit: Mapping[str, Tensor | float],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Features with masked frames, a random part of the window, and noise, as `config` sets.
+    """Features with masked frames and noise, as `config` sets.
 
     Uses torch's random state. unit: standard deviation of a stream's channels, the unit of the noise. Streams
     (B,T,…) without it, for example crops, get no noise.
     """
-    some = next(iter(valid.values()))
-    batch, length = some.shape
     if config.frame_dropout > 0:
-        kept = torch.rand(batch, length, device=some.device) >= config.frame_dropout
+        some = next(iter(valid.values()))
+        kept = torch.rand(some.shape, device=some.device) >= config.frame_dropout
         valid = {name: mask & kept for name, mask in valid.items()}
-    if config.subsample > 0:
-        # At least half of the window: a label describes most of the window.
-        span = torch.randint((length + 1) // 2, length + 1, (batch, 1), device=some.device)
-        start = (torch.rand(batch, 1, device=some.device) * (length - span + 1)).long()
-        steps = torch.arange(length, device=some.device)
-        inside = (steps >= start) & (steps < start + span)
-        inside |= torch.rand(batch, 1, device=some.device) >= config.subsample
-        valid = {name: mask & inside for name, mask in valid.items()}
     if config.noise > 0:
         x = {
             name: values + config.noise * unit[name] * torch.randn_like(values, dtype=torch.float32)

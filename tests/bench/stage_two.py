@@ -34,7 +34,7 @@ ROWS = os.environ.get(
     "efficientnet_lite0:embeddings:17 efficientnet_lite0:embeddings:13 mobilenet_v3_large:embeddings:15 "
     "mobilenet_v3_large:embeddings:0 efficientnet_lite0:embeddings:0",
 )
-TRAIN = TrainConfig(noise=0.2, frame_dropout=0.1, subsample=0.5)
+TRAIN = TrainConfig(noise=0.2, frame_dropout=0.1)
 
 
 def main() -> None:

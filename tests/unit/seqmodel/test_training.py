@@ -67,7 +67,7 @@ def losses(epochs: list[Epoch]) -> list[float]:
 
 
 def test_one_seed_gives_the_same_losses_and_another_does_not() -> None:
-    config = dataclasses.replace(QUICK, noise=0.2, frame_dropout=0.2, subsample=0.5)
+    config = dataclasses.replace(QUICK, noise=0.2, frame_dropout=0.2)
     assert losses(run(config, new_head())) == losses(run(config, new_head()))
     assert losses(run(config, new_head())) != losses(run(config, new_head(), seed=1))
 
@@ -146,11 +146,10 @@ def test_bf16_training_learns_the_same_and_validates_in_float32(kind: str) -> No
 
 
 @pytest.mark.parametrize(("task", "outputs"), [("multiclass", 3), ("ordinal", 2)])
-@pytest.mark.parametrize("loss", ["cross_entropy", "focal"])
-def test_three_levels_are_learned_by_every_task_and_loss(task: Task, outputs: int, loss: str) -> None:
+def test_three_levels_are_learned_by_every_task(task: Task, outputs: int) -> None:
     shape = dataclasses.replace(HEAD, shared_thresholds=task == "ordinal", dropout=0.0)
     head = new_head(outputs, shape)
-    config = TrainConfig(epochs=10, batch_size=8, lr=1e-2, loss=loss, label_smoothing=0.05)  # type: ignore[arg-type]
+    config = TrainConfig(epochs=10, batch_size=8, lr=1e-2)
     given = windows(head, 96, 0, 3), windows(head, 64, 1, 3)
     *_, last = fit(head, *given, config, task=task, num_classes=3, seed=0)
     assert last.val_score > 0.85
@@ -183,17 +182,6 @@ def test_class_weights_balance_the_classes() -> None:
     assert float(found.mean()) == pytest.approx(np.log(2), rel=1e-6)
 
 
-def test_focal_loss_is_lower_for_easy_clips() -> None:
-    easy, hard = torch.tensor([[4.0]]), torch.tensor([[-4.0]])
-    plain, focal = (
-        loss_for("binary", 2),
-        loss_for("binary", 2, TrainConfig(loss="focal", class_weighting=False)),
-    )
-    yes = torch.tensor([1])
-    assert float(focal(easy, yes) / plain(easy, yes)) < 0.001
-    assert float(focal(hard, yes) / plain(hard, yes)) > 0.9
-
-
 def test_schedules_are_functions_of_step_and_history() -> None:
     cosine = [lr_scale("cosine", step, 100) for step in range(100)]
     assert cosine[0] == pytest.approx(0.2)
@@ -215,18 +203,16 @@ def test_parameter_groups_have_own_rates_and_no_decay_of_vectors() -> None:
     assert [(group["lr"], group["base_lr"]) for group in groups] == [(1e-2, 1e-2), (1e-4, 1e-4)]
 
 
-def test_augmentation_masks_frames_and_leaves_one_span() -> None:
-    config = TrainConfig(frame_dropout=0.5, subsample=1.0, noise=1.0)
+def test_augmentation_masks_frames_and_adds_noise() -> None:
+    config = TrainConfig(frame_dropout=0.5, noise=1.0)
     x, valid = {"embeddings": torch.zeros(40, 10, 6)}, {"embeddings": torch.ones(40, 10, dtype=torch.bool)}
     torch.manual_seed(0)
     noisy, kept = augment_features(x, valid, config, {"embeddings": 0.5})
-    assert 0.15 < float(kept["embeddings"].float().mean()) < 0.6
+    assert 0.35 < float(kept["embeddings"].float().mean()) < 0.65
     assert float(noisy["embeddings"].std()) == pytest.approx(0.5, rel=0.1)
-    same, whole = augment_features(x, valid, TrainConfig(subsample=1.0), {"embeddings": 0.5})
+    same, whole = augment_features(x, valid, TrainConfig(), {"embeddings": 0.5})
     assert same["embeddings"] is x["embeddings"]
-    spans = whole["embeddings"].sum(dim=1)
-    assert (spans >= 5).all()
-    assert (whole["embeddings"].int().diff(dim=1).clamp(min=0).sum(dim=1) <= 1).all()  # one span
+    assert whole["embeddings"] is valid["embeddings"]
 
 
 def test_augmentation_is_only_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
