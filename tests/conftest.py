@@ -140,7 +140,6 @@ def no_drawing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         png.write_bytes(b"no picture")
         return "<svg></svg>"
 
-    monkeypatch.setattr("tune.run.save_study_plots", lambda study, folder, metric: {})
     monkeypatch.setattr("seqmodel.evaluation.baselines.METHODS", {"logistic": "Logistic regression"})
     monkeypatch.setattr("seqmodel.reporting.content.save", save)
     monkeypatch.setattr("seqmodel.reporting.worst_errors.save", save)

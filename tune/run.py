@@ -29,7 +29,6 @@ from seqmodel.training.task import LearningTask, build_task, data_fingerprint, e
 from tune.config import TuneArgs
 from tune.finalists import best_trials, fit_finalists, warnings_about_model
 from tune.search_space import member_config_of, space_hash, starting_points, turn_of
-from tune.study.plots import save_study_plots
 from tune.study.storage import without_password
 from tune.study.study import (
     DONE,
@@ -78,11 +77,9 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
             keep(args, context, study, origin, fold_warnings)
         else:
             echo(f"nothing to do: {args.out} already has the best trials of this search")
-        parameter_importances = save_study_plots(study, args.out / "plots", metric)
         card = load_card(args.out)
         summary = summarise(args, context, study, card)
     close_study(study)
-    summary |= {"importances": rounded(parameter_importances)}
     code = 0
     if args.finetune and "embeddings" not in card.dims:
         log_warning("no member reads embeddings: there is no encoder to fine-tune, so --finetune is skipped")

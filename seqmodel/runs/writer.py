@@ -287,11 +287,8 @@ def drop_calibrated_results(run: Path) -> None:
         TRAINING_STATS,
     ):
         (run / name).unlink(missing_ok=True)
-    for folder in (run / "export", run / "cross", run / "train", run / "val"):
-        shutil.rmtree(folder, ignore_errors=True)
-    for plot in (run / "plots").glob("*"):
-        if plot.is_file() and not plot.name.startswith("study_"):  # plots of the search
-            plot.unlink()
+    for name in ("export", "cross", "train", "val", "plots"):
+        shutil.rmtree(run / name, ignore_errors=True)
 
 
 def _test_evaluations(run: Path) -> tuple[str, ...]:

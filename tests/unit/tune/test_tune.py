@@ -5,7 +5,6 @@ import json
 import shlex
 import shutil
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from features.maintenance.import_external import read_sequences, write_external
@@ -24,7 +22,6 @@ from seqmodel.__main__ import main as seqmodel
 from seqmodel.config import LabelArgs
 from seqmodel.evaluation.simple_methods import baseline_scores
 from seqmodel.reporting.search_history import trials_of as history_of
-from seqmodel.reporting.style import style
 from seqmodel.runs.card import load_card, save_card
 from seqmodel.runs.files import load_folds, load_split, load_weights
 from seqmodel.runs.settings import load_settings
@@ -39,14 +36,12 @@ from tune.__main__ import main
 from tune.config import TuneArgs
 from tune.run import tune
 from tune.search_space import Space, member_config_of, point_of, starting_points
-from tune.study import plots
 from tune.study.storage import open_storage
 from tune.study.study import StudySpec
 from tune.study.worker import set_up
 
 pytestmark = pytest.mark.usefixtures("no_drawing", "converted_once")
 
-PICTURES = {"study_history", "study_importances", "study_parallel", "study_slices"}
 SPACE = Space("binary", ("embeddings",), 3)
 NUM_STARTS = len(starting_points(SPACE))
 
@@ -505,41 +500,6 @@ def test_trials_record_folds_and_seconds(searched: tuple[Path, dict[str, Any]]) 
     history = history_of(searched[0])
     assert [list(trial.curve) for trial in history] == [trial.user_attrs["val_curve"] for trial in trials]
     assert all(trial.by_fold for trial in history)
-
-
-@pytest.mark.draws
-def test_pictures_of_the_study_stay_in_the_run(started: Path, store: Path, tmp_path: Path) -> None:
-    out = Path(shutil.copytree(started, tmp_path / "run"))
-    summary, _ = tune(args_for(store, out, trials=NUM_STARTS))
-    drawn = {path.stem for path in (out / "plots").glob("study_*.png")}
-    assert drawn == PICTURES
-    assert sum(summary["importances"].values()) == pytest.approx(1, abs=0.01)
-
-
-@pytest.mark.parametrize("span", [(1e-4, 1e-2), (1e-4, 4e-4), (1e-3, 1e-3)])
-def test_plots_do_not_change_matplotlib_settings(tmp_path: Path, span: tuple[float, float]) -> None:
-    """Optuna changes the global style. Names that look like formulas (also invalid ones) are text."""
-    import matplotlib.pyplot as plt
-
-    study = optuna.create_study(direction="maximize")
-    known: dict[str, Any] = {
-        "lr": FloatDistribution(1e-4, 1e-2, log=True),
-        "kind": CategoricalDistribution(["$\\frac$", "집중"]),
-    }
-    for k in range(plots.MIN_TRIALS):
-        params = {"lr": span[k % 2], "kind": known["kind"].choices[k // 2]}
-        study.add_trial(optuna.trial.create_trial(value=k / 4, params=params, distributions=known))
-    study.add_trial(optuna.trial.create_trial(state=TrialState.PRUNED))
-    with style():
-        pass  # without a display from now on
-    before = dict(plt.rcParams)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        shares = plots.save_study_plots(study, tmp_path, "recall:$\\frac$")
-    assert shares.keys() == {"lr", "kind"}
-    assert {path.stem for path in tmp_path.iterdir()} == PICTURES
-    assert dict(plt.rcParams) == before
-    assert not plt.get_fignums()
 
 
 def test_printed_text_has_no_password(tmp_path: Path) -> None:
