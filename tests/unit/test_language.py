@@ -2,7 +2,7 @@
 
 The first list holds class, function and attribute names that were replaced (`EvaluationResult` for
 `Judgement`, for example). The second list holds phrases and words that were replaced in messages, help
-texts, reports, docstrings and docs. docs/log.md and CHANGELOG.md are dated records and are not checked.
+texts, reports, docstrings and docs. docs/log.md and CHANGELOG.md are records and are not checked.
 """
 
 import ast
