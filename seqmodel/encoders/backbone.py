@@ -209,7 +209,8 @@ def _random(name: str, seed: int) -> Encoder:
         assert norm.running_mean is not None
         assert norm.running_var is not None
         # Some means are 0 except for rounding errors, which bfloat16 would keep: a fixed grid removes them.
-        norm.running_mean.copy_((norm.running_mean * 4096).round() / 4096)
+        # Adding 0 makes +0 of −0, which has other bytes.
+        norm.running_mean.copy_((norm.running_mean * 4096).round() / 4096 + 0.0)
         norm.running_var.copy_(norm.running_var.bfloat16())
     return encoder
 

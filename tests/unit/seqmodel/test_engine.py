@@ -45,7 +45,9 @@ def test_auto_precision_is_bf16_if_supported_and_numerics_record_it() -> None:
     for precision in ("auto", "f32", "bf16"):
         engine = open_engine("mobilenet_v3_large", "random", backend="openvino", precision=precision)
         became[precision] = engine.numerics["precision"]
-        assert became[precision] == {"auto": best, "f32": "f32", "bf16": best}[precision]
+    assert (became["auto"], became["f32"]) == (best, "f32")
+    # Without instructions for it, OpenVINO computes bf16 with AVX-512, and f32 with AVX2.
+    assert became["bf16"] in {best, "bf16"}
 
 
 @pytest.mark.parametrize(
