@@ -1,4 +1,4 @@
-"""Finalists: the best trial of each family, fitted again, and the members of the run among them."""
+"""Finalists: the best trial of each family, and the members of the run among them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from seqmodel.training.cross_fit import CrossFit, cross_fit
 from seqmodel.training.select import OutOfFoldScore, earliest_as_good, select_members
 from tune.config import TuneArgs
 from tune.search_space import member_config_of
+from tune.study.kept_fits import load_fit
 from tune.study.worker import SearchContext
 
 
@@ -51,7 +52,8 @@ def _score(trial: FrozenTrial) -> OutOfFoldScore:
 def fit_finalists(
     args: TuneArgs, study: optuna.Study, context: SearchContext
 ) -> tuple[list[Finalist], TrainedModel]:
-    """Fit the best trial of each family again, and select the members; members first.
+    """The best trial of each family, fitted again if its heads were not kept, and the members among them;
+    members first.
 
     With --finetune, a recurrent member that reads embeddings is among them.
     """
@@ -59,11 +61,11 @@ def fit_finalists(
     torch.set_num_threads(max(1, usable_cores() // args.workers))
     fits: list[CrossFit] = []
     with progress("families") as bar:
-        for trial in bar.track(trials, description="fitting the best of each family"):
-            config = member_config_of(trial.params, context.space)
-            fits.append(
-                cross_fit(context.inputs, config, context.objective, seed=args.seed, device=context.device)
-            )
+        for trial in bar.track(trials, description="the best of each family"):
+            given = member_config_of(trial.params, context.space), context.inputs, context.objective
+            kept = load_fit(args.out, study, trial, *given)
+            config, inputs, objective = given
+            fits.append(kept or cross_fit(inputs, config, objective, seed=args.seed, device=context.device))
     labels, clips = context.inputs.samples.labels, context.clips
     chosen = select_members(fits, labels, context.inputs.folds, context.objective)
     tunable = [i for i, each in enumerate(fits) if each.config.family == "embeddings recurrent"]

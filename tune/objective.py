@@ -8,9 +8,16 @@ import optuna
 from optuna.trial import TrialState
 from scipy.stats import wilcoxon
 
-from seqmodel.heads.recurrent import num_outputs
 from seqmodel.metrics.calibration import probabilities
-from seqmodel.training.cross_fit import FoldInputs, Objective, fit_folds, scores_by_fold
+from seqmodel.training.cross_fit import (
+    CrossFit,
+    FoldFit,
+    FoldInputs,
+    Objective,
+    combined,
+    fit_folds,
+    scores_by_fold,
+)
 from seqmodel.training.loop import Epoch, resolve_metric
 from seqmodel.training.select import out_of_fold_score
 from tune.search_space import Space, suggest
@@ -34,11 +41,13 @@ def objective(
     device: str,
     prunes: bool = True,
     is_alive: Callable[[], bool] = lambda: True,
+    keep: Callable[[CrossFit], None] = lambda fit: None,
 ) -> float:
     """The trial's out-of-fold score, the mean over folds; reports each fold, or with one fold each epoch.
 
     Starting points are never stopped. Raises optuna.TrialPruned if the trial falls behind its family, and
-    KeyboardInterrupt if `is_alive` returns False (the parent process has ended).
+    KeyboardInterrupt if `is_alive` returns False (the parent process has ended). keep: called with the heads
+    of a complete trial.
     """
     config, started = suggest(trial, space), time.perf_counter()
     trial.set_user_attr("family", config.family)
@@ -61,9 +70,9 @@ def objective(
             curve.append(epoch.val_score)
             stop_if_behind()
 
-    logits = np.full((len(inputs.samples), num_outputs(goal.task, goal.num_classes)), np.nan)
+    fits = list[FoldFit]()
     for fitted in fit_folds(inputs, config, goal, seed=seed, device=device, on_epoch=on_epoch):
-        logits[fitted.held_out] = fitted.logits
+        fits.append(fitted)
         if not one_fold:
             labels = inputs.samples.labels[fitted.held_out]
             p = probabilities(fitted.logits, goal.task)
@@ -71,7 +80,9 @@ def objective(
             if len(curve) < len(inputs.numbers):  # after the last fold, stopping saves nothing
                 stop_if_behind()
     note(trial, curve, started)
-    found = out_of_fold_score(logits, inputs, goal)
+    complete_fit = combined(fits, inputs, config, goal)
+    keep(complete_fit)
+    found = out_of_fold_score(complete_fit.logits, inputs, goal)
     trial.set_user_attr("val_loss", round(found.loss, 5))
     return found.score if np.isfinite(found.score) else UNDEFINED
 

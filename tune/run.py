@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shlex
+import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +30,7 @@ from seqmodel.training.task import LearningTask, build_task, data_fingerprint, e
 from tune.config import TuneArgs
 from tune.finalists import best_trials, fit_finalists, warnings_about_model
 from tune.search_space import member_config_of, space_hash, starting_points, turn_of
+from tune.study.kept_fits import FOLDER
 from tune.study.storage import without_password
 from tune.study.study import (
     DONE,
@@ -203,7 +205,7 @@ def keep(
     origin: Mapping[str, Any],
     fold_warnings: list[str],
 ) -> None:
-    """Fit the best of each family again, and write the selected members as a run."""
+    """Select the members among the best of each family, and write them as a run."""
     stages = load_card(args.out).stages if (args.out / CARD).is_file() else ()
     if not args.finetune and any(s.get("stage") == "finetune" and s.get("kept") for s in stages):
         log_warning(f"{args.out} was fine-tuned and is replaced; use --finetune to fine-tune it too")
@@ -241,6 +243,7 @@ def keep(
         warnings=[*fold_warnings, *notes],
         settings=[member_config_of(point, context.space) for point in starting_points(context.space)],
     )
+    shutil.rmtree(args.out / FOLDER, ignore_errors=True)
 
 
 def summarise(args: TuneArgs, context: SearchContext, study: optuna.Study, card: Card) -> dict[str, Any]:

@@ -134,6 +134,17 @@ def _transformed(input_: StreamInput, x: np.ndarray, valid: np.ndarray) -> np.nd
     return np.concatenate(parts)
 
 
+def new_head(inputs: FoldInputs, config: MemberConfig, objective: Objective, seed: int) -> Head:
+    """A head that is not fitted."""
+    outputs, dim = (
+        num_outputs(objective.task, objective.num_classes),
+        inputs.samples.x[config.stream].shape[-1],
+    )
+    if config.head.kind == "trees":
+        return TreesHead(config.head, config.stream, dim, outputs, objective.task)
+    return build_head(config.head, config.stream, dim, outputs, seed=seed)
+
+
 def fit_folds(
     inputs: FoldInputs,
     config: MemberConfig,
@@ -145,20 +156,15 @@ def fit_folds(
 ) -> Iterator[FoldFit]:
     """Fit one head after the other. Head k depends on the clips outside fold k, the config and (seed, k)."""
     task, num_classes = objective.task, objective.num_classes
-    outputs = num_outputs(task, num_classes)
-    dim = inputs.samples.x[config.stream].shape[-1]
     for number in inputs.numbers:
         held_out = np.flatnonzero(inputs.folds == number)
         fold_seed, history = seed_of(seed, number), list[Epoch]()
-        head: Head
-        if config.head.kind == "trees":
-            head = TreesHead(config.head, config.stream, dim, outputs, task)
-            train, other = inputs.windows(number, head.input)
+        head = new_head(inputs, config, objective, fold_seed)
+        train, other = inputs.windows(number, head.input)
+        if isinstance(head, TreesHead):
             given = train.z, train.valid, train.labels
             fit_trees(head, *given, num_classes, fold_seed, balanced=config.train.class_weighting)
         else:
-            head = build_head(config.head, config.stream, dim, outputs, seed=fold_seed)
-            train, other = inputs.windows(number, head.input)
             head.fit_statistics(train.z, train.valid)
             of = {"task": task, "num_classes": num_classes, "metric": objective.metric}
             for epoch in fit(head, train, other, config.train, **of, seed=fold_seed, device=device):  # type: ignore[arg-type]
@@ -180,7 +186,14 @@ def cross_fit(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> CrossFit:
     """The heads of all folds of a configuration, and their out-of-fold logits."""
-    fits = list(fit_folds(inputs, config, objective, seed=seed, device=device, on_epoch=on_epoch))
+    fits = fit_folds(inputs, config, objective, seed=seed, device=device, on_epoch=on_epoch)
+    return combined(list(fits), inputs, config, objective)
+
+
+def combined(
+    fits: Sequence[FoldFit], inputs: FoldInputs, config: MemberConfig, objective: Objective
+) -> CrossFit:
+    """The fits of all folds as one."""
     logits = np.full(
         (len(inputs.samples), num_outputs(objective.task, objective.num_classes)), np.nan, np.float32
     )

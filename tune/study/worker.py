@@ -24,6 +24,7 @@ from seqmodel.training.task import (
 from tune.config import TuneArgs
 from tune.objective import objective
 from tune.search_space import EPOCHS, FEW_PEOPLE, MANY_CLIPS, Space
+from tune.study.kept_fits import save_fit
 from tune.study.storage import storage_errors_in_one_line
 from tune.study.study import StudySpec, is_interruption, note_seen, work
 
@@ -89,6 +90,7 @@ def trial_value(context: SearchContext, trial: optuna.Trial) -> float:
         device=context.device,
         prunes=context.args.pruning == "on",
         is_alive=is_alive,
+        keep=lambda fit: save_fit(context.args.out, trial.study, trial, fit),
     )
 
 

@@ -66,7 +66,7 @@ def test_folded_norms_give_the_same_embeddings_and_gradients(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_large", "efficientnet_lite0"])
 def test_random_weights_have_no_negative_zero(name: str) -> None:
-    """Equal numbers with other bytes would be another hash; rounding gave either, by the number of threads."""
+    """Equal numbers with other bytes have another hash; rounding gave either, by the number of threads."""
     state = build_encoder(name, "random")[0].state_dict()  # type: ignore[arg-type]
     assert not any((torch.signbit(tensor) & (tensor == 0)).any() for tensor in state.values())
 

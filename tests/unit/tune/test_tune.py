@@ -31,7 +31,7 @@ from tests.support.crop_store import write_crop_store
 from tests.support.small_store import write_store
 from tests.support.toy_sequences import write_toy_store
 from tests.support.trained_run import make_store
-from tune import run
+from tune import finalists, run
 from tune.__main__ import main
 from tune.config import TuneArgs
 from tune.run import tune
@@ -146,6 +146,46 @@ def test_run_has_the_heads_that_the_search_scored(searched: tuple[Path, dict[str
     for each in members:
         trial = trials_of(out)[each["trial"]]
         assert (trial.value, trial.params) == (each["value"], each["params"])
+
+
+def test_kept_heads_of_trials_equal_fitted_ones(
+    started: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The finalists' heads come from the trials' files, and are fitted again where these are missing, damaged
+    or of another study."""
+    assert not (started / "oof").exists(), "deleted with the run written"
+    fitted, cross_fit = list[int](), finalists.cross_fit
+    monkeypatch.setattr(
+        finalists, "cross_fit", lambda *given, **named: fitted.append(1) or cross_fit(*given, **named)
+    )
+
+    def spoiled(args: TuneArgs, *rest: Any) -> Any:
+        files = {file: file.read_bytes() for file in (args.out / "oof").iterdir()}
+        assert len(files) == NUM_STARTS
+        found = finalists.fit_finalists(args, *rest)
+        assert not fitted
+        for change in (
+            lambda content: content[: len(content) // 2],
+            lambda content: content.replace(b'\\"seed\\": 0', b'\\"seed\\": 7'),
+            None,
+        ):
+            for file, content in files.items():
+                file.write_bytes(change(content)) if change else file.unlink()
+            _, model = finalists.fit_finalists(args, *rest)
+            assert len(fitted) == len(model.members) == 2
+            fitted.clear()
+            for one, other in zip(model.members, found[1].members, strict=True):
+                np.testing.assert_array_equal(one.logits, other.logits)
+                histories = [
+                    [[dataclasses.replace(e, seconds=0) for e in h] for h in m.histories]
+                    for m in (one, other)
+                ]
+                assert str(histories[0]) == str(histories[1])
+        return found
+
+    monkeypatch.setattr(run, "fit_finalists", spoiled)
+    tune(args_for(store, tmp_path / "run", trials=NUM_STARTS))
+    require_equal_models(tmp_path / "run", started)
 
 
 def test_resumed_search_equals_an_uninterrupted_one(
