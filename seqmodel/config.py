@@ -57,8 +57,8 @@ class TrainConfig:
     """Weight decay of AdamW."""
     batch_size: int = 16
     """Clips per optimizer step."""
-    class_weighting: bool = True
-    """Weight each class in the loss by its inverse frequency (binary: positive weight)."""
+    class_weighting: bool = False
+    """Weight each class in the loss by its inverse frequency (binary: positive weight). Trees always do."""
     noise: float = 0.0
     """Standard deviation of the Gaussian noise that training adds to standardised features."""
     frame_dropout: float = 0.0

@@ -81,6 +81,8 @@ def starting_points(space: Space) -> tuple[dict[str, Any], ...]:
     order in which they are preferred; the last one has the seed project's settings (it read embeddings;
     without its early stopping, and with at most 64 components in place of its projection).
     """
+    # Ordinal tasks gain by class weights (docs/log.md), and few people, for whom no threshold is fitted.
+    weighted = {"class_weighting": space.task == "ordinal" or space.few}
     first = "embeddings" if "embeddings" in space.streams else space.streams[0]
     seed = point_of(space, first, components=64, hidden=128, pooling="mean", statistics=False, lr=1e-3)
     seed |= {} if space.many else {"batch_size": 8}
@@ -88,10 +90,10 @@ def starting_points(space: Space) -> tuple[dict[str, Any], ...]:
     for stream in space.streams:
         many, few = (64, 32) if stream == "geometry" else (32, 16)
         points += [
-            point_of(space, stream, components=many, noise=0.3),
+            point_of(space, stream, components=many, noise=0.3, **weighted),
             point_of(space, stream, kind="trees", components=64 if stream == "geometry" else 16),
         ]
-        points += [] if space.few else [point_of(space, stream, components=few, noise=1.0)]
+        points += [] if space.few else [point_of(space, stream, components=few, noise=1.0, **weighted)]
     return tuple(points) if space.few else (*points, seed)
 
 

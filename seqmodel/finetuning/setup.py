@@ -51,7 +51,7 @@ SEED_RECIPE = FinetuneConfig(
 """Training of the seed project: batches of 8, gradients accumulated over 32 of them, AdamW, a scheduler, no
 frozen blocks. Its README gives no learning rate: this one was chosen for brainbuddy.
 """
-SEED_LOSS = TrainConfig(class_weighting=False)
+SEED_LOSS = TrainConfig()
 """BCEWithLogits or cross-entropy without class weights, for every head."""
 FREE = ("save_every_s", "compile")
 """Options that do not change the result; --preset seed allows them."""

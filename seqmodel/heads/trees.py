@@ -72,25 +72,15 @@ class TreesHead(nn.Module):
 
 
 def fit_trees(
-    head: TreesHead,
-    z: np.ndarray,
-    valid: np.ndarray,
-    labels: np.ndarray,
-    num_classes: int,
-    seed: int,
-    *,
-    balanced: bool = False,
+    head: TreesHead, z: np.ndarray, valid: np.ndarray, labels: np.ndarray, num_classes: int, seed: int
 ) -> None:
-    """Fit the forest on windows z (N, T, K) float32, valid (N, T) bool, with labels (N,) 0 to C - 1.
-
-    balanced: weight each class by its inverse frequency.
-    """
+    """Fit the forest on windows z (N, T, K) float32, valid (N, T) bool, with labels (N,) 0 to C - 1."""
     from sklearn.ensemble import ExtraTreesClassifier
 
     forest = ExtraTreesClassifier(
         NUM_TREES,
         min_samples_leaf=max(SMALLEST_LEAF, len(labels) // 500),
-        class_weight="balanced" if balanced else None,
+        class_weight="balanced",
         random_state=seed,
     ).fit(statistics_of(z, valid), labels)
     put_forest(head, forest, num_classes)

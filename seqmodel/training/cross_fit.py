@@ -162,8 +162,7 @@ def fit_folds(
         head = new_head(inputs, config, objective, fold_seed)
         train, other = inputs.windows(number, head.input)
         if isinstance(head, TreesHead):
-            given = train.z, train.valid, train.labels
-            fit_trees(head, *given, num_classes, fold_seed, balanced=config.train.class_weighting)
+            fit_trees(head, train.z, train.valid, train.labels, num_classes, fold_seed)
         else:
             head.fit_statistics(train.z, train.valid)
             of = {"task": task, "num_classes": num_classes, "metric": objective.metric}
