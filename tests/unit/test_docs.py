@@ -10,7 +10,7 @@ from tests.support.commands import run_here
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("features", "seqmodel", "extract", "tune", "live")
-PAGES = ("README.md", *(f"docs/{name}.md" for name in ("architecture", "finetune", "live", "search")))
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("architecture", "data", "finetune", "live", "search")))
 COMMANDS = (
     *((package,) for package in PACKAGES),
     *(("extract", name) for name in ("demo", "check")),
