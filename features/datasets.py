@@ -141,15 +141,6 @@ def select_samples(samples: Samples, indices: np.ndarray) -> Samples:
     )
 
 
-def only_streams(samples: Samples, streams: tuple[str, ...]) -> Samples:
-    """The same clips with only these streams."""
-    return dataclasses.replace(
-        samples,
-        x={name: samples.x[name] for name in streams},
-        valid={name: samples.valid[name] for name in streams},
-    )
-
-
 def sample_groups(samples: Samples) -> np.ndarray:
     """(N,) str: group of each sample, as `groups_of` gives it; samples of one group stay in one subset."""
     sources = [clip_id.rpartition("#")[0] for clip_id in samples.clip_ids.tolist()]
