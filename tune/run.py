@@ -79,6 +79,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
             keep(args, context, study, origin, fold_warnings)
         else:
             echo(f"nothing to do: {args.out} already has the best trials of this search")
+        shutil.rmtree(args.out / FOLDER, ignore_errors=True)
         card = load_card(args.out)
         summary = summarise(args, context, study, card)
     close_study(study)
@@ -243,7 +244,6 @@ def keep(
         warnings=[*fold_warnings, *notes],
         settings=[member_config_of(point, context.space) for point in starting_points(context.space)],
     )
-    shutil.rmtree(args.out / FOLDER, ignore_errors=True)
 
 
 def summarise(args: TuneArgs, context: SearchContext, study: optuna.Study, card: Card) -> dict[str, Any]:
