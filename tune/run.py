@@ -23,14 +23,13 @@ from seqmodel.config import FinetuneArgs
 from seqmodel.evaluation.simple_methods import baseline_scores
 from seqmodel.finetuning.setup import require_crops
 from seqmodel.runs.card import Card, load_card
-from seqmodel.runs.files import CARD, STUDY, WEIGHTS, require_free
+from seqmodel.runs.files import CARD, OUT_OF_FOLD, STUDY, WEIGHTS, require_free
 from seqmodel.runs.writer import count_parameters, only_writer, rounded, write_run
 from seqmodel.training.loop import resolve_metric
 from seqmodel.training.task import LearningTask, build_task, data_fingerprint, encoder_leak_warning
 from tune.config import TuneArgs
 from tune.finalists import best_trials, fit_finalists, warnings_about_model
 from tune.search_space import member_config_of, space_hash, starting_points, turn_of
-from tune.study.kept_fits import FOLDER
 from tune.study.storage import without_password
 from tune.study.study import (
     DONE,
@@ -79,7 +78,7 @@ def tune(args: TuneArgs) -> tuple[dict[str, Any], int]:
             keep(args, context, study, origin, fold_warnings)
         else:
             echo(f"nothing to do: {args.out} already has the best trials of this search")
-        shutil.rmtree(args.out / FOLDER, ignore_errors=True)
+        shutil.rmtree(args.out / OUT_OF_FOLD, ignore_errors=True)
         card = load_card(args.out)
         summary = summarise(args, context, study, card)
     close_study(study)

@@ -37,6 +37,8 @@ CALIBRATION_CLIPS = "calibrated_on.csv"
 SETTINGS = "settings.json"
 LOG = "log.jsonl"
 STUDY = "study.log"
+OUT_OF_FOLD = "oof"
+"""Folder of the heads of a search's trials, until the search is finished."""
 
 
 def require_free(run: Path) -> None:
@@ -52,7 +54,7 @@ def require_free(run: Path) -> None:
     there = {path.name for path in run.iterdir() if not path.name.startswith(".")}
     if "zarr.json" in there:
         raise UserError(f"{run} is a store: give another folder for the run")
-    if there and not there & {CARD, WEIGHTS, SPLIT, LOG, STUDY}:
+    if there and not there & {CARD, WEIGHTS, SPLIT, LOG, STUDY, OUT_OF_FOLD}:
         some = ", ".join(sorted(there)[:3])
         raise UserError(f"{run} has other files ({some}, …) and no run: give another folder for the run")
 

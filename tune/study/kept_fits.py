@@ -12,11 +12,11 @@ import optuna
 import torch
 
 from seqmodel.config import MemberConfig
+from seqmodel.runs.files import OUT_OF_FOLD
 from seqmodel.training.checkpoint import load_checkpoint, save_checkpoint
 from seqmodel.training.cross_fit import CrossFit, FoldInputs, Objective, new_head
 from seqmodel.training.loop import Epoch
 
-FOLDER = "oof"
 NUMBERS = ("index", "train_loss", "val_loss", "val_score", "lr", "seconds")
 """What is kept of an epoch."""
 
@@ -54,7 +54,7 @@ def load_fit(
 
 
 def _file(run: Path, trial: Any) -> Path:
-    return run / FOLDER / f"{trial.number}.safetensors"
+    return run / OUT_OF_FOLD / f"{trial.number}.safetensors"
 
 
 def _origin(study: optuna.Study, trial: Any) -> dict[str, Any]:
