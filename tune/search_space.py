@@ -20,8 +20,8 @@ from seqmodel.config import HeadConfig, MemberConfig, TrainConfig
 from seqmodel.runs.writer import complete_head
 
 MANY_CLIPS = 1000
-"""Number of clips from which slow choices are left out of the space, with no better score: 16 clips per step
-take up to twice as long as 32, and so do 128 hidden units against 64."""
+"""Number of clips from which small batches are left out of the space: 16 clips per step take up to twice as
+long as 32, with no better score."""
 FEW_PEOPLE = 4
 EPOCHS = {False: 30, True: 10}
 """Epochs with few and with many clips: about as many steps do."""
@@ -36,7 +36,7 @@ class Space:
     """Streams that members may read."""
     epochs: int
     many: bool = False
-    """Whether there are `MANY_CLIPS` clips or more; slow choices are then left out."""
+    """Whether there are `MANY_CLIPS` clips or more; small batches are then left out."""
     few: bool = False
     """Whether there are fewer than `FEW_PEOPLE` people: nothing is searched, because a choice by the scores
     of three people is luck. An LSTM and trees for each stream are fixed."""
@@ -47,7 +47,7 @@ def suggest(trial: optuna.trial.BaseTrial, space: Space) -> MemberConfig:
     trial.suggest_categorical("stream", list(space.streams))
     trial.suggest_categorical("kind", ["lstm", "trees"])
     trial.suggest_categorical("components", [8, 16, 32, 64])
-    trial.suggest_categorical("hidden", [16, 32, 64] if space.many else [16, 32, 64, 128])
+    trial.suggest_categorical("hidden", [16, 32, 64])
     trial.suggest_int("layers", 1, 2)
     trial.suggest_categorical("bidirectional", [True, False])
     trial.suggest_float("dropout", 0.0, 0.6)
@@ -79,14 +79,13 @@ def starting_points(space: Space) -> tuple[dict[str, Any], ...]:
     For each stream heads with little and with much noise, which do well on many and on few components
     (docs/log.md), and trees. Of trials that are about as good the earliest is chosen, so these come in the
     order in which they are preferred; the last one has the seed project's settings (it read embeddings;
-    without its early stopping, with 64 components in place of its projection, 16 clips a step instead of 8,
-    and half of the hidden units for many clips).
+    without its early stopping, with 64 components in place of its projection, and 16 clips a step instead
+    of 8).
     """
     # Ordinal tasks gain by class weights (docs/log.md), and few people, for whom no threshold is fitted.
     weighted = {"class_weighting": space.task == "ordinal" or space.few}
     first = "embeddings" if "embeddings" in space.streams else space.streams[0]
-    seed = point_of(space, first, components=64, hidden=128, pooling="mean", statistics=False, lr=1e-3)
-    seed |= {"hidden": 64} if space.many else {}
+    seed = point_of(space, first, components=64, hidden=64, pooling="mean", statistics=False, lr=1e-3)
     points = []
     for stream in space.streams:
         many, few = (64, 32) if stream == "geometry" else (32, 16)

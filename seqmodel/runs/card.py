@@ -23,7 +23,7 @@ from seqmodel.metrics.calibration import Calibration
 from seqmodel.runs.files import CALIBRATION_CLIPS, CARD, read_csv, read_json, write_json
 from seqmodel.training.design import StudyDesign
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the card's fields."""
 
 

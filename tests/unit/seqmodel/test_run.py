@@ -108,7 +108,7 @@ def test_a_log_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert read_log(tmp_path) == [{"epoch": 1}]
 
 
-@pytest.mark.parametrize("content", [None, "{", "{}", '{"schema": 1}', '{"schema": 2}', '{"schema": 3}'])
+@pytest.mark.parametrize("content", [None, "{", "{}", '{"schema": 1}', '{"schema": 3}', '{"schema": 4}'])
 def test_invalid_run_gives_a_clear_error(tmp_path: Path, content: str | None) -> None:
     """A missing card, a truncated one and one of another program raise ValueError."""
     if content is not None:

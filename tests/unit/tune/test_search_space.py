@@ -69,22 +69,20 @@ def test_the_last_starting_point_has_the_seed_projects_settings() -> None:
     assert (seed.stream, seed.head.kind, seed.head.hidden, seed.head.pooling) == (
         "embeddings",
         "lstm",
-        128,
+        64,
         "mean",
     )
     assert (seed.train.lr, seed.train.batch_size, seed.head.statistics) == (1e-3, 16, False)
     assert starting_points(Space("binary", ("geometry",), 4))[-1]["stream"] == "geometry"
 
 
-def test_many_clips_leave_out_slow_choices() -> None:
+def test_many_clips_leave_out_small_batches() -> None:
     space, study = dataclasses.replace(SPACE, many=True), new_study()
     for point in starting_points(space):
         study.enqueue_trial(point)
     drawn = [suggest(study.ask(), space) for _ in range(20)]
     assert min(each.train.batch_size for each in drawn) == 32
-    assert max(each.head.hidden for each in drawn) == 64
     assert {point["batch_size"] for point in starting_points(SPACE)} == {16}
-    assert max(point["hidden"] for point in starting_points(SPACE)) == 128
 
 
 def test_studies_of_another_space_have_another_hash() -> None:
