@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from features.cli import UserError, log_warning
@@ -17,12 +17,17 @@ from features.cli import UserError, log_warning
 TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".jsonl")
 
 
-def table_rows(path: Path) -> list[tuple[int, list[str]]]:
+def table_rows(path: Path, warn: Callable[[str], None] = log_warning) -> list[tuple[int, list[str]]]:
     """(line number, stripped cells) of every row of a table, header first; blank rows are skipped.
 
-    Raises UserError, with file and line, for a file that cannot be read as its suffix says, or has no row.
+    warn: called with a message if the file is not UTF-8 and read as CP949. Raises UserError, with file and
+    line, for a file that cannot be read as its suffix says, or has no row.
     """
-    rows = {".xlsx": _sheet, ".jsonl": _json_lines}.get(path.suffix.lower(), _csv)(path)
+    if path.suffix.lower() == ".xlsx":
+        rows = _sheet(path)
+    else:
+        read = _json_lines if path.suffix.lower() == ".jsonl" else _csv
+        rows = read(_decoded(path.read_bytes(), path, warn), path)
     stripped = ((number, [cell.strip() for cell in cells]) for number, cells in rows)
     found = [(number, cells) for number, cells in stripped if any(cells)]
     if not found:
@@ -30,10 +35,9 @@ def table_rows(path: Path) -> list[tuple[int, list[str]]]:
     return found
 
 
-def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _csv(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """The first line decides whether commas, semicolons or tabs separate the cells: in some locales,
     spreadsheet programs write semicolons or tabs."""
-    text = _decoded(path.read_bytes(), path)
     delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
@@ -43,7 +47,7 @@ def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path} line {reader.line_num}: {error}") from error
 
 
-def _decoded(content: bytes, path: Path) -> str:
+def _decoded(content: bytes, path: Path, warn: Callable[[str], None]) -> str:
     """The text of a file; a byte order mark is allowed."""
     is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -54,7 +58,7 @@ def _decoded(content: bytes, path: Path) -> str:
         text = content.decode("cp949")
     except UnicodeDecodeError:
         raise UserError(f"{path} line {line} is not UTF-8: save it as 'CSV UTF-8'") from None
-    log_warning(f"{path} line {line} is not UTF-8: the file is read as Korean (CP949)")
+    warn(f"{path} line {line} is not UTF-8: the file is read as Korean (CP949)")
     return text
 
 
@@ -72,9 +76,9 @@ def _sheet(path: Path) -> Iterator[tuple[int, list[str]]]:
     yield from ((number, row[:width]) for number, row in enumerate(rows, start=1))
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _json_lines(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
     """One JSON object a line; the header has the names of all of them."""
-    lines = list(enumerate(_decoded(path.read_bytes(), path).splitlines(), start=1))
+    lines = list(enumerate(text.splitlines(), start=1))
     try:
         objects = [(number, json.loads(line)) for number, line in lines if line.strip()]
         names = list(dict.fromkeys(name for _, each in objects for name in each.keys()))

@@ -75,13 +75,14 @@ def detect_format(data: Path) -> Layout:
 
 
 def manifests_in(folder: Path) -> list[Path]:
-    """The tables of clips in a folder: labels or metadata; else its only table, if that has a column of
-    paths; else the tables in its folders of splits.
+    """The tables of clips in a folder: labels.csv; else its table named labels or metadata; else its only one
+    with a column of paths; else the tables in its folders of splits.
 
     Raises UserError if two tables could be meant.
     """
     tables = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in TABLE_SUFFIXES]
     for found in (
+        [file for file in tables if file.name == "labels.csv"],
         [file for file in tables if file.stem.lower() in MANIFEST_NAMES],
         [file for file in tables if _has_paths(file)],
     ):
@@ -98,7 +99,7 @@ def manifests_in(folder: Path) -> list[Path]:
 
 def _has_paths(file: Path) -> bool:
     try:
-        header = table_rows(file)[0][1]
+        header = table_rows(file, warn=lambda text: None)[0][1]
     except (ValueError, OSError):
         return False
     return bool({"path", *SYNONYMS["path"]} & {name.lower() for name in header})
@@ -111,11 +112,8 @@ def _of_tables(data: Path, columns: dict[str, str]) -> DatasetIndex:
         return DatasetIndex(manifest, "csv", notes=manifest.notes)
     clips, problems, notes = list[Clip](), list[Failure](), list[str]()
     for table in manifests_in(data):
-        manifest, split = (
-            read_csv(table, root=data, columns=columns),
-            SPLITS.get(table.parent.name.lower(), ""),
-        )
-        split = split if table.parent != data else ""
+        manifest = read_csv(table, root=data, columns=columns)
+        split = SPLITS.get(table.parent.name.lower(), "") if table.parent != data else ""
         clips += [dataclasses.replace(clip, split=clip.split or split) for clip in manifest.clips]
         problems += manifest.problems
         notes += manifest.notes

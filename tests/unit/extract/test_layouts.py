@@ -402,13 +402,16 @@ def in_tables(root: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["xlsx", "jsonl", "tabs", "utf-16", "split folders"])
-def test_a_folder_with_a_table_needs_no_option(tmp_path: Path, kind: str) -> None:
+def test_a_folder_with_a_table_needs_no_option(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     in_tables(tmp_path, kind)
     for name in VIDEOS:
         folder = tmp_path / ("test" if name == "c.mp4" else "train") if kind == "split folders" else tmp_path
         put(folder / name, b"x")
-    put(tmp_path / "notes.csv", b"day,weather\n1,rain\n")
+    put(tmp_path / "notes.csv", "day,날씨\n1,비\n".encode("cp949"))
     index = read_dataset(tmp_path)
+    assert "CP949" not in capsys.readouterr().err, "of a table that is not used"
     assert (index.layout, index.manifest.problems) == ("csv", ())
     found = {clip.path.name: (clip.labels["label"], clip.subject) for clip in index.manifest.clips}
     assert found == {"a.mp4": ("yes", "p1"), "b.mp4": ("no", "p1"), "c.mp4": ("yes", "p2")}
@@ -443,6 +446,11 @@ def test_two_tables_of_clips_are_an_error_that_says_what_to_do(tmp_path: Path) -
         put(tmp_path / name, b"video,class\na.mp4,x\n")
     with pytest.raises(ValueError, match=r"several tables.*--data .*first\.csv or second\.csv"):
         read_dataset(tmp_path)
+    for name in ("metadata.csv", "labels.csv"):
+        put(tmp_path / name, f"path,label\na.mp4,of {name}\n".encode())
+    put(tmp_path / "a.mp4", b"x")
+    (clip,) = read_dataset(tmp_path).manifest.clips
+    assert clip.labels == {"label": "of labels.csv"}
 
 
 def test_wrong_layout_is_an_error(tmp_path: Path) -> None:
