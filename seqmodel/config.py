@@ -113,9 +113,6 @@ class FinetuneConfig:
     precision: Literal["auto", "f32", "bf16"] = "auto"
     """Number format in training: auto is bf16 if the processor or GPU supports it. Validation on a processor
     uses f32."""
-    compile: bool = False
-    """Compile the trained blocks (torch.compile, CUDA only). It takes minutes at the start; steps are then
-    faster."""
 
 
 @dataclass(frozen=True)

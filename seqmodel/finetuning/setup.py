@@ -53,7 +53,7 @@ frozen blocks. Its README gives no learning rate: this one was chosen for brainb
 """
 SEED_LOSS = TrainConfig()
 """BCEWithLogits or cross-entropy without class weights, for every head."""
-FREE = ("save_every_s", "compile")
+FREE = ("save_every_s",)
 """Options that do not change the result; --preset seed allows them."""
 
 

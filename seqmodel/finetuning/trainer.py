@@ -86,9 +86,6 @@ class EndToEnd:
         model.noise = objective.loss.noise if augmentation is not None else 0.0
         self.optimizer = make_optimizer(model, objective.loss, parameter_groups(model, config, first_block))
         self.on_cuda = distributed.device.startswith("cuda")
-        if config.compile and self.on_cuda:
-            for block in model.encoder.blocks[first_block:]:
-                block.compile(dynamic=True)  # in place; clips differ in their number of faces
         half = torch.bfloat16 if not self.on_cuda or torch.cuda.is_bf16_supported() else torch.float16
         kind = distributed.device.partition(":")[0]
         narrow = {
