@@ -108,6 +108,8 @@ def _label(args: config.LabelArgs) -> Answer:
     from features.maintenance.relabel import read_corrections, relabel
 
     manifest = read_corrections(args.data)
+    for text in manifest.notes:
+        log_warning(text)
     done = relabel(args.store, manifest.clips)
     problems = [(item.clip_id, item.reason) for item in manifest.problems]
     problems += [(name, "is not in the store: extract it") for name in done.unknown]

@@ -121,17 +121,22 @@ def read_csv(
         except ValueError as error:
             problems.append(Failure(f"line {number}", str(error)))
     _require_unique(path, clips)
-    few = {name for name in extra if len({clip.labels[name] for _, clip in clips} - {""}) <= MAX_LABEL_NAMES}
+    found = _with_slices([clip for _, clip in clips], extra)
+    return Manifest(found, tuple(problems), root or path.parent, notes)
+
+
+def _with_slices(clips: Sequence[Clip], extra: Sequence[str]) -> tuple[Clip, ...]:
+    """The clips with their `extra` columns, all in `labels`, divided into labels and slices."""
+    few = {name for name in extra if len({clip.labels[name] for clip in clips} - {""}) <= MAX_LABEL_NAMES}
     labels, slices = few | ({"label"} & set(extra)), set(extra) - {"label"}
-    sorted_columns = tuple(
+    return tuple(
         dataclasses.replace(
             clip,
             labels={name: text for name, text in clip.labels.items() if name in labels},
             slices={name: text for name, text in clip.labels.items() if name in slices},
         )
-        for _, clip in clips
+        for clip in clips
     )
-    return Manifest(sorted_columns, tuple(problems), root or path.parent, notes)
 
 
 def _renamed(
@@ -154,7 +159,9 @@ def _renamed(
             found = [given for given in found if len(values[given]) < len(whole)]
         if name not in (*header, *columns) and len(found) == 1:
             known[found[0]] = name
-            notes.append(f"{path.name}: column {found[0]!r} is read as {name!r} (otherwise: --columns)")
+            notes.append(
+                f"{path.name}: column {found[0]!r} is read as {name!r} (otherwise: extract --columns)"
+            )
     return [known.get(given, given) for given in header], tuple(notes)
 
 

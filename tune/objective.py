@@ -54,7 +54,7 @@ def objective(
     trial.set_user_attr("curve_of", "epochs" if len(inputs.numbers) == 1 else "folds")
     prunes = prunes and "start" not in trial.user_attrs
     complete = family_scores(trial.study, config.family) if prunes else []
-    metric, one_fold = resolve_metric(goal.metric, goal.task), len(inputs.numbers) == 1
+    one_fold = len(inputs.numbers) == 1
     curve: list[float] = []
 
     def stop_if_behind() -> None:
@@ -74,9 +74,7 @@ def objective(
     for fitted in fit_folds(inputs, config, goal, seed=seed, device=device, on_epoch=on_epoch):
         fits.append(fitted)
         if not one_fold:
-            labels = inputs.samples.labels[fitted.held_out]
-            p = probabilities(fitted.logits, goal.task)
-            curve += scores_by_fold(p, labels, np.zeros(len(labels), int), metric)
+            curve += score_of(fitted, inputs, goal)
             if len(curve) < len(inputs.numbers):  # after the last fold, stopping saves nothing
                 stop_if_behind()
     note(trial, curve, started)
@@ -85,6 +83,13 @@ def objective(
     found = out_of_fold_score(complete_fit.logits, inputs, goal)
     trial.set_user_attr("val_loss", round(found.loss, 5))
     return found.score if np.isfinite(found.score) else UNDEFINED
+
+
+def score_of(fitted: FoldFit, inputs: FoldInputs, goal: Objective) -> tuple[float, ...]:
+    """The score of one fold, alone in a tuple; NaN if its clips are of one class."""
+    labels = inputs.samples.labels[fitted.held_out]
+    p, metric = probabilities(fitted.logits, goal.task), resolve_metric(goal.metric, goal.task)
+    return scores_by_fold(p, labels, np.zeros(len(labels), int), metric)
 
 
 def note(trial: optuna.Trial, curve: list[float], started: float) -> None:

@@ -396,7 +396,7 @@ def _of_manifest(file: Path) -> FeatureSequences:
     manifest = read_csv(file)
     clips: list[Clip] = []
     values: list[np.ndarray] = []
-    problems, notes = list(manifest.problems), list[str]()
+    problems, notes = list(manifest.problems), list(manifest.notes)
     columns: tuple[str, ...] | None = None
     for clip in manifest.clips:
         try:

@@ -217,6 +217,18 @@ def test_label_corrects_without_videos(tmp_path: Path, capsys: pytest.CaptureFix
     assert table.label_names["label"][table.labels["label"][0]] == "sleepy"
 
 
+def test_label_says_which_columns_it_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_store(tmp_path / "s.zarr", 4)
+    manifest = tmp_path / "corrected.csv"
+    manifest.write_text("file,class\n영상/0.mp4,sleepy\n", encoding="utf-8")
+    assert main(["label", str(tmp_path / "s.zarr"), str(manifest)]) == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "column 'file' is read as 'path'" in shown
+    assert "column 'class' is read as 'label'" in shown
+    table = FeatureStore.open(tmp_path / "s.zarr").table()
+    assert table.label_names["label"][table.labels["label"][0]] == "sleepy"
+
+
 def test_label_keeps_subjects_and_splits_without_a_column(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
